@@ -1,0 +1,59 @@
+"""wsi2d: whole-slide images in, slide-level answers out.
+
+The names below are loaded on first use, so that ``import wsi2d`` stays fast and needs neither OpenSlide, Triton nor
+matplotlib.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "open_slide": "wsi2d.slides.reader",
+    "find_slides": "wsi2d.slides.discovery",
+    "segment_tissue": "wsi2d.slides.tissue",
+    "make_patch_grid": "wsi2d.slides.patching",
+    "extract": "wsi2d.features.extract",
+    "get_encoder": "wsi2d.features.encoders",
+    "read_features": "wsi2d.features.store",
+    "load_cohort": "wsi2d.data.cohort",
+    "make_splits": "wsi2d.data.splits",
+    "load_bag": "wsi2d.data.bags",
+    "build_model": "wsi2d.models.registry",
+    "evaluate": "wsi2d.evaluation.evaluate",
+    "train": "wsi2d.training.crossval",
+    "predict": "wsi2d.training.predict",
+    "heatmap": "wsi2d.explain.heatmap",
+    "make_demo_cohort": "wsi2d.demo",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+if TYPE_CHECKING:
+    from wsi2d.data.bags import load_bag
+    from wsi2d.data.cohort import load_cohort
+    from wsi2d.data.splits import make_splits
+    from wsi2d.demo import make_demo_cohort
+    from wsi2d.evaluation.evaluate import evaluate
+    from wsi2d.explain.heatmap import heatmap
+    from wsi2d.features.encoders import get_encoder
+    from wsi2d.features.extract import extract
+    from wsi2d.features.store import read_features
+    from wsi2d.models.registry import build_model
+    from wsi2d.slides.discovery import find_slides
+    from wsi2d.slides.patching import make_patch_grid
+    from wsi2d.slides.reader import open_slide
+    from wsi2d.slides.tissue import segment_tissue
+    from wsi2d.training.crossval import train
+    from wsi2d.training.predict import predict
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'wsi2d' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,349 @@
+"""Strict configuration: pydantic models, read from YAML, overridden with ``key=value``.
+
+Unknown keys, wrong types and impossible values end in one :class:`~wsi2d.errors.ConfigError` line that names the key
+and, where there is one, the nearest right name. Relative paths are relative to the file they stand in; paths in
+``key=value`` overrides are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from wsi2d.errors import ConfigError
+
+StrictT = TypeVar("StrictT", bound="Strict")
+
+
+class Strict(BaseModel):
+    """Base of every configuration section: unknown keys are errors, values never change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class TissueConfig(Strict):
+    """How tissue is told from background (:func:`wsi2d.slides.tissue.segment_tissue`).
+
+    Lengths are in micrometres and areas in square micrometres, so that one setting fits every magnification.
+    """
+
+    mpp: float = Field(8.0, gt=0, description="resolution at which the mask is made, µm per mask px")
+    smooth_um: float = Field(8.0, ge=0, description="sigma of the Gaussian over saturation, µm")
+    close_um: float = Field(32.0, ge=0, description="radius of the closing, µm")
+    min_hole_um2: float = Field(40_000.0, ge=0, description="holes smaller than this are filled, µm²")
+    min_piece_um2: float = Field(20_000.0, ge=0, description="pieces smaller than this are dropped, µm²")
+    min_saturation: float = Field(
+        0.04, ge=0, le=1, description="a pixel below this saturation is background whatever Otsu says"
+    )
+    max_saturation: float = Field(
+        0.10, gt=0, le=1, description="a pixel above this saturation is tissue whatever Otsu says"
+    )
+    min_value: float = Field(
+        0.12, ge=0, le=1, description="a pixel darker than this (HSV value) has no meaningful saturation: background"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TissueConfig:
+        if self.min_saturation > self.max_saturation:
+            raise ValueError("min_saturation must not exceed max_saturation")
+        return self
+
+
+class PatchConfig(Strict):
+    """How a slide is cut: square patches of ``patch_px`` at ``mpp``, on one grid from the slide's top-left corner."""
+
+    patch_px: int = Field(256, ge=8, le=4096, description="side of a patch as the encoder sees it, px")
+    mpp: float = Field(0.5, gt=0, description="resolution of a patch, µm/px")
+    overlap_px: int = Field(0, ge=0, description="overlap of neighbouring patches, px at `mpp`")
+    min_tissue: float = Field(0.25, ge=0, le=1, description="share of a patch that must be tissue")
+
+    @model_validator(mode="after")
+    def _overlap_below_patch(self) -> PatchConfig:
+        if self.overlap_px >= self.patch_px:
+            raise ValueError(f"overlap_px must be below patch_px ({self.patch_px}), got {self.overlap_px}")
+        return self
+
+
+class ExtractConfig(Strict):
+    """Everything that decides what a feature file holds, and how fast it is made."""
+
+    encoder: str = "histology-stats"
+    patch: PatchConfig = PatchConfig()
+    tissue: TissueConfig = TissueConfig()
+    batch_size: int = Field(64, ge=1, description="patches an encoder call")
+    workers: int = Field(2, ge=1, description="threads that read and decode patches")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class DataConfig(Strict):
+    """Where the cohort, its features, its splits and (for heatmaps) its slides are."""
+
+    cohort: Path
+    features: Path
+    splits: Path
+    slides: Path | None = None
+    missing_features: Literal["error", "skip"] = "error"
+    allow_leakage: bool = Field(False, description="train even though a patient is on two sides of a fold")
+    cache_gb: float = Field(2.0, ge=0, description="features kept in memory between epochs, GB")
+
+
+class ClassificationTask(Strict):
+    """Predict a column of the cohort table. ``classes`` fixes names and order; without it, sorted as found."""
+
+    kind: Literal["classification"] = "classification"
+    label: str
+    classes: tuple[str, ...] | None = None
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(str(v) for v in value) if isinstance(value, list | tuple) else value
+
+    @field_validator("classes")
+    @classmethod
+    def _at_least_two(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (len(value) < 2 or len(set(value)) != len(value)):
+            raise ValueError("classes must name at least two different classes")
+        return value
+
+
+class SurvivalTask(Strict):
+    """Predict time to an event. ``event`` is ``COLUMN=VALUE``: the value that means the event happened."""
+
+    kind: Literal["survival"] = "survival"
+    time: str
+    event: str
+    bins: int = Field(4, ge=2, le=50, description="discrete-time bins, cut on the training fold's event times")
+
+    @field_validator("event")
+    @classmethod
+    def _column_and_value(cls, value: str) -> str:
+        column, separator, happened = value.partition("=")
+        if not (separator and column and happened):
+            raise ValueError(f"event must be COLUMN=VALUE, the value that means the event happened; got '{value}'")
+        return value
+
+    @property
+    def event_column(self) -> str:
+        """Name of the event column."""
+        return self.event.partition("=")[0]
+
+    @property
+    def event_value(self) -> str:
+        """Value of the event column that means the event happened."""
+        return self.event.partition("=")[2]
+
+
+Task = Annotated[ClassificationTask | SurvivalTask, Field(discriminator="kind")]
+
+
+class TrainingConfig(Strict):
+    """One fold's optimisation. The loss's own options stand beside its name: ``loss: {name: nll, alpha: 0.1}``."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(1, ge=1, description="bags a step; grids are padded and masked")
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    decay_all: bool = Field(False, description="decay A_log, D, biases, norms and tokens as well (the published way)")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    grad_clip: float | None = Field(1.0, gt=0)
+    loss: dict[str, Any] = Field(default_factory=lambda: {"name": "auto"})
+    loss_divisor: float = Field(1.0, gt=0)
+    select: Literal["loss", "metric"] = Field("loss", description="what the validation fold chooses the epoch by")
+    inner_val: float = Field(
+        0.2, gt=0, lt=0.9, description="share of train that chooses the epoch where splits have no third side"
+    )
+    device: str = "auto"
+    workers: int = Field(1, ge=1, description="folds trained at the same time, each in a process of its own")
+    threads: int | None = Field(None, ge=1, description="CPU threads a fold; cores divided by workers if not given")
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _loss_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class EvaluationConfig(Strict):
+    """How numbers get their intervals."""
+
+    bootstrap: int = Field(1000, ge=0, description="resamples of patients; 0 for none")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class RunConfig(Strict):
+    """A cross-validation from end to end; what ``wsi2d train`` reads and what a run folder keeps."""
+
+    out: Path
+    seed: int = Field(0, ge=0)
+    preset: str | None = None
+    data: DataConfig
+    task: Task
+    model: dict[str, Any] = Field(default_factory=lambda: {"name": "mamba2d-mil"})
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+_PATH_KEYS = ("out", "data.cohort", "data.features", "data.splits", "data.slides")
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file, lay it over its preset, apply overrides and validate.
+
+    Args:
+        path: YAML file. Relative paths inside it are relative to its folder.
+        overrides: ``dotted.key=value`` strings; values are parsed as YAML.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is wrong.
+    """
+    values = read_yaml(path)
+    _resolve_paths(values, path.parent)
+    for override in overrides:
+        _apply_override(values, override)
+    if values.get("preset") is not None:
+        kind = values.get("task", {}).get("kind") if isinstance(values.get("task"), dict) else None
+        values = merge(load_preset(str(values["preset"]), kind), values)
+    return validate(RunConfig, values, source=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; raises ConfigError when the file is missing or is something else."""
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"config {path}: not valid YAML ({reason})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path}: must be a mapping of keys to values, got {type(values).__name__}")
+    return values
+
+
+def load_preset(name: str, task_kind: str | None) -> dict[str, Any]:
+    """Values of a shipped preset: ``configs/NAME.yaml``, or ``configs/NAME-<task kind>.yaml``."""
+    folder = resources.files("wsi2d.configs")
+    candidates = [name, f"{name}-{task_kind}"]
+    for candidate in candidates:
+        file = folder / f"{candidate}.yaml"
+        if file.is_file():
+            return yaml.safe_load(file.read_text("utf-8"))
+    known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    raise ConfigError(f"preset '{name}': unknown; there are {', '.join(known)}")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of ``over`` laid over ``base``, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merge(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+    return result
+
+
+def validate(model: type[StrictT], values: Mapping[str, Any], *, source: str) -> StrictT:
+    """Build a configuration section; raises one ConfigError line naming the first wrong key."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"config {source}: {_explain(error, model)}") from error
+
+
+def save_run_config(config: RunConfig, path: Path) -> None:
+    """Write a resolved configuration that loads again from where it lies (paths relative to its folder)."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    # The preset is already merged in: kept as a key it would be laid under the values again, to no effect.
+    values.pop("preset", None)
+    for dotted in _PATH_KEYS:
+        section, key = _descend(values, dotted)
+        if section is not None and section.get(key) is not None:
+            section[key] = Path(os.path.relpath(section[key], path.parent)).as_posix()
+    path.write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint: the known name nearest to a mistyped one, or the list of all."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{match[0]}'?" if match else f"there are {', '.join(sorted(known))}"
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator or not dotted:
+        raise ConfigError(f"override '{override}': must be key=value, as in training.epochs=10")
+    section = values
+    *parents, key = dotted.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
+    try:
+        section[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+    if dotted in _PATH_KEYS and section[key] is not None:
+        section[key] = str(Path(str(section[key])).absolute())
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    for dotted in _PATH_KEYS:
+        section, key = _descend(values, dotted)
+        if section is not None and isinstance(section.get(key), str):
+            section[key] = os.path.normpath(folder.absolute() / section[key])
+
+
+def _descend(values: dict[str, Any], dotted: str) -> tuple[dict[str, Any] | None, str]:
+    section: Any = values
+    *parents, key = dotted.split(".")
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, dict) else None
+    return (section if isinstance(section, dict) else None), key
+
+
+def _explain(error: ValidationError, model: type[Strict]) -> str:
+    first = error.errors()[0]
+    section, names = _section_at(model, first["loc"])
+    key = ".".join(names) or "(top level)"
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(names[-1], list(section.model_fields))}"
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = repr(first["input"])
+    return f"{key}: {message}" + (f", got {shown}" if len(shown) <= 60 and "got" not in message else "")
+
+
+def _section_at(model: type[Strict], loc: tuple[int | str, ...]) -> tuple[type[Strict], list[str]]:
+    """The section that holds the last key of a pydantic location, and the location without union tags."""
+    section, names = model, []
+    for i, part in enumerate(loc):
+        field = section.model_fields.get(str(part))
+        names.append(str(part))
+        if field is None or i == len(loc) - 1:
+            if field is None and i < len(loc) - 1:
+                continue
+            break
+        members = [m for m in (get_args(field.annotation) or (field.annotation,)) if _is_section(m)]
+        if len(members) > 1:  # a union: the next part of the location is its tag
+            tag = loc[i + 1]
+            members = [m for m in members if m.model_fields["kind"].default == tag]
+        if members:
+            section = members[0]
+    tags = {get_args(m.model_fields["kind"].annotation)[0] for m in (ClassificationTask, SurvivalTask)}
+    return section, [n for k, n in enumerate(names) if not (k > 0 and names[k - 1] == "task" and n in tags)]
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Strict)

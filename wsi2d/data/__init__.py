@@ -1,0 +1,1 @@
+"""Tables and embeddings become cohorts, folds and bags."""

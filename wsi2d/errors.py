@@ -1,0 +1,37 @@
+"""The one tree of exceptions.
+
+Every message is one line that says what is wrong, where, and what to do about it. The command line prints that line
+and exits with code 2; with ``--debug`` it shows the traceback as well.
+"""
+
+
+class Wsi2dError(Exception):
+    """Base of every error that a user can cause or mend."""
+
+
+class ConfigError(Wsi2dError):
+    """A configuration, an option or an argument that cannot be used."""
+
+
+class SlideError(Wsi2dError):
+    """A slide file that cannot be opened, read or placed in micrometres."""
+
+
+class FeatureStoreError(Wsi2dError):
+    """A feature file that is missing, incomplete, inconsistent or made with other settings."""
+
+
+class CohortError(Wsi2dError):
+    """A cohort table with missing columns, duplicate slides or unusable labels."""
+
+
+class SplitError(Wsi2dError):
+    """Splits that name unknown ids, leave a side empty or put one patient on two sides."""
+
+
+class ModelError(Wsi2dError):
+    """A model that is unknown, or weights that do not belong to it."""
+
+
+class RunError(Wsi2dError):
+    """A run folder that is missing, unfinished or not the one the command expects."""

@@ -1,0 +1,1 @@
+"""A prediction becomes a map over the slide."""

@@ -1,0 +1,1 @@
+"""Patches become embeddings on disk."""

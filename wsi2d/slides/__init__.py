@@ -1,0 +1,1 @@
+"""A slide file becomes a grid of patches."""

@@ -1,0 +1,89 @@
+"""A slide and its tissue become a grid of patches on one global origin."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsi2d.config import PatchConfig
+from wsi2d.errors import SlideError
+from wsi2d.slides.reader import Slide
+from wsi2d.slides.tissue import TissueMask
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Patches with tissue, by place.
+
+    Attributes:
+        coords: int32 ``[N, 2]``, level-0 (x, y) of the top-left corners, ``round(index[:, ::-1] * stride_level0)``.
+        index: int32 ``[N, 2]``, (row, col) on the slide's grid, in raster order, no cell twice.
+        shape: rows and columns of the grid over the whole slide.
+        patch_px: side of a patch as the encoder sees it, px.
+        mpp: resolution of a patch, µm/px.
+        patch_level0, stride_level0: side and pitch in level-0 px; fractional where ``mpp`` does not divide evenly.
+    """
+
+    coords: np.ndarray
+    index: np.ndarray
+    shape: tuple[int, int]
+    patch_px: int
+    mpp: float
+    patch_level0: float
+    stride_level0: float
+
+    def __post_init__(self) -> None:
+        n = len(self.index)
+        if self.index.shape != (n, 2) or self.coords.shape != (n, 2):
+            raise SlideError(
+                f"patch grid: index and coords must be [N, 2], got {self.index.shape} and {self.coords.shape}"
+            )
+        if not (self.patch_px > 0 and self.mpp > 0 and self.patch_level0 > 0 and self.stride_level0 > 0):
+            raise SlideError("patch grid: patch_px, mpp, patch_level0 and stride_level0 must be > 0")
+        if n and ((self.index < 0).any() or (self.index >= np.array(self.shape)).any()):
+            raise SlideError(f"patch grid: an index lies outside the grid of {self.shape[0]}×{self.shape[1]}")
+        if len(np.unique(self.index, axis=0)) != n:
+            raise SlideError("patch grid: a cell occurs twice")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def make_patch_grid(slide: Slide, tissue: TissueMask, config: PatchConfig | None = None) -> PatchGrid:
+    """The cells of the slide's grid whose share of tissue is at least ``min_tissue`` (and above none).
+
+    The grid starts in the slide's top-left corner whatever the tissue, so that two runs, two people or two tools with
+    one patch size choose among the same cells. The last row and column may reach over the edge.
+    """
+    config = config or PatchConfig()
+    scale = config.mpp / slide.mpp
+    if scale < 0.9:
+        logger.warning(
+            "slide '%s': scanned at %.3g µm/px, coarser than the target of %.3g; patches are enlarged %.2g times",
+            slide.slide_id, slide.mpp, config.mpp, 1 / scale,
+        )  # fmt: skip
+    patch_level0 = config.patch_px * scale
+    stride_level0 = (config.patch_px - config.overlap_px) * scale
+    shape = (_cells(slide.height, stride_level0), _cells(slide.width, stride_level0))
+    index = np.indices(shape).reshape(2, -1).T.astype(np.int32)
+    coords = cell_coords(index, stride_level0)
+    share = tissue.coverage(coords, patch_level0)
+    chosen = (share >= config.min_tissue) & (share > 0)
+    return PatchGrid(
+        coords[chosen], index[chosen], shape, config.patch_px, config.mpp, patch_level0, stride_level0
+    )  # fmt: skip
+
+
+def cell_coords(index: np.ndarray, stride_level0: float) -> np.ndarray:
+    """Level-0 (x, y) of cells: int32 ``[N, 2]`` from (row, col) ``[N, 2]``."""
+    return np.rint(np.asarray(index)[:, ::-1] * stride_level0).astype(np.int32)
+
+
+def _cells(length: int, stride: float) -> int:
+    """Cells whose origin lies on the slide; a remainder of a millionth of a cell is rounding."""
+    return max(1, math.ceil(length / stride - 1e-6))

@@ -1,0 +1,217 @@
+"""The border to slide files: OpenSlide for slides, Pillow for plain images, one reader for both."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from wsi2d.errors import SlideError
+from wsi2d.slides.pixel_size import HeaderPixelSize, PixelSizeSource, resolve_mpp
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_PX = 2048  # side of what an overview reads at a time, so that memory does not grow with the slide
+_LEVEL_SLACK = 1.01  # a level up to 1 % coarser than asked for still serves: 2.0005 is "2"
+
+
+@dataclass(frozen=True)
+class Slide:
+    """A slide's identity and geometry.
+
+    Attributes:
+        slide_id: name under which its features, labels and predictions go.
+        path: the file (for a DICOM series, one of its files).
+        width, height: size of level 0, px.
+        mpp: size of a level-0 pixel, µm.
+        mpp_source: ``user``, ``cohort``, ``header`` or ``tiff``.
+        level_downsamples: level-0 px per level px, one a level, ascending; the first is 1.
+    """
+
+    slide_id: str
+    path: Path
+    width: int
+    height: int
+    mpp: float
+    mpp_source: PixelSizeSource
+    level_downsamples: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.slide_id or "/" in self.slide_id or "\\" in self.slide_id or self.slide_id in {".", ".."}:
+            raise SlideError(f"slide id '{self.slide_id}': must be a plain name, since its feature file bears it")
+        if self.width <= 0 or self.height <= 0:
+            raise SlideError(f"slide '{self.slide_id}': has no pixels ({self.width}×{self.height}); re-export it")
+        if not (math.isfinite(self.mpp) and self.mpp > 0):
+            raise SlideError(f"slide '{self.slide_id}': mpp must be > 0, got {self.mpp}")
+
+    def best_level(self, downsample: float) -> int:
+        """Index of the coarsest level that is still at least as fine as ``downsample`` (level-0 px per px)."""
+        fine_enough = [i for i, d in enumerate(self.level_downsamples) if d <= downsample * _LEVEL_SLACK]
+        return fine_enough[-1] if fine_enough else 0
+
+
+class PixelSource(Protocol):
+    """What a reader needs of a file format."""
+
+    width: int
+    height: int
+    level_downsamples: tuple[float, ...]
+    header: HeaderPixelSize
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
+        """RGB picture of ``width`` × ``height`` px of ``level`` from level-0 (x, y); white outside the slide."""
+        ...
+
+    def close(self) -> None:
+        """Release the file."""
+        ...
+
+
+class SlideReader:
+    """An open slide. Safe to read from several threads; use it as a context manager."""
+
+    def __init__(self, slide: Slide, source: PixelSource) -> None:
+        self.slide = slide
+        self._source = source
+
+    def __enter__(self) -> SlideReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._source.close()
+
+    def read_patch(self, x: int, y: int, *, size_level0: float, patch_px: int) -> np.ndarray:
+        """One square patch, read from the best level and resampled at most once.
+
+        Args:
+            x, y: top-left corner, level-0 px; the patch may reach over the slide's edge (white there).
+            size_level0: side of the patch, level-0 px; may be fractional.
+            patch_px: side of the result, px.
+
+        Returns:
+            uint8 ``[patch_px, patch_px, 3]``.
+
+        Raises:
+            SlideError: the file cannot be read there.
+        """
+        level = self.slide.best_level(size_level0 / patch_px)
+        size = size_level0 / self.slide.level_downsamples[level]
+        return np.asarray(self._read_resized(x, y, level, (size, size), (patch_px, patch_px), Image.Resampling.BICUBIC))
+
+    def read_overview(self, downsample: float) -> np.ndarray:
+        """The whole slide, each pixel the mean of ``downsample`` × ``downsample`` level-0 pixels.
+
+        Args:
+            downsample: level-0 px per result px, at least 1; may be fractional.
+
+        Returns:
+            uint8 ``[ceil(height / downsample), ceil(width / downsample), 3]``, white beyond the slide's edge.
+
+        Raises:
+            SlideError: the file cannot be read.
+        """
+        if downsample < 1:
+            raise SlideError(f"slide '{self.slide.slide_id}': downsample must be at least 1, got {downsample}")
+        level = self.slide.best_level(downsample)
+        scale = downsample / self.slide.level_downsamples[level]
+        rows, cols = math.ceil(self.slide.height / downsample), math.ceil(self.slide.width / downsample)
+        overview = np.empty((rows, cols, 3), np.uint8)
+        step = max(1, int(_BLOCK_PX / scale))
+        for top in range(0, rows, step):
+            for left in range(0, cols, step):
+                h, w = min(step, rows - top), min(step, cols - left)
+                x, y = round(left * downsample), round(top * downsample)
+                block = self._read_resized(x, y, level, (w * scale, h * scale), (w, h), Image.Resampling.BOX)
+                overview[top : top + h, left : left + w] = np.asarray(block)
+        return overview
+
+    def _read_resized(
+        self, x: int, y: int, level: int, size: tuple[float, float], out: tuple[int, int], how: Image.Resampling
+    ) -> Image.Image:
+        whole = (_ceil(size[0]), _ceil(size[1]))
+        try:
+            picture = self._source.read(x, y, level, *whole)
+        except SlideError:
+            raise
+        except Exception as error:  # whatever a decoder raises, the slide is what is bad
+            raise SlideError(
+                f"slide '{self.slide.slide_id}': cannot be read at ({x}, {y}) of level {level} ({_one_line(error)}); "
+                "the file is damaged, re-copy or re-export it"
+            ) from error
+        if picture.size == out and whole == size:
+            return picture
+        return picture.resize(out, how, box=(0, 0, min(size[0], whole[0]), min(size[1], whole[1])))
+
+
+def open_slide(
+    path: Path | str, *, slide_id: str | None = None, mpp: float | None = None, cohort_mpp: float | None = None
+) -> SlideReader:
+    """Open a slide file or a plain image.
+
+    Args:
+        path: whatever OpenSlide opens, or an image that Pillow opens.
+        slide_id: its name; the file name without suffix if not given.
+        mpp: level-0 pixel size in µm given by the user; goes before everything else.
+        cohort_mpp: likewise from the cohort table; goes before the header.
+
+    Raises:
+        SlideError: the file is missing, not a slide, damaged, or without a pixel size.
+    """
+    path = Path(path)
+    slide_id = slide_id or path.stem
+    if not path.exists():
+        raise SlideError(f"slide '{slide_id}': {path} does not exist")
+    source = _open_source(path, slide_id)
+    try:
+        value, origin = resolve_mpp(slide_id, user=mpp, cohort=cohort_mpp, header=source.header)
+        slide = Slide(slide_id, path, source.width, source.height, value, origin, source.level_downsamples)
+    except BaseException:
+        source.close()
+        raise
+    return SlideReader(slide, source)
+
+
+def _open_source(path: Path, slide_id: str) -> PixelSource:
+    import openslide
+
+    from wsi2d.slides.sources import OpenSlideSource, PlainImageSource
+
+    try:
+        if openslide.OpenSlide.detect_format(path) is not None:
+            return OpenSlideSource(path)
+        return PlainImageSource(path)
+    except openslide.OpenSlideError as error:
+        raise SlideError(
+            f"slide '{slide_id}': OpenSlide cannot open it ({_one_line(error)}); re-copy or re-export it"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise SlideError(
+            f"slide '{slide_id}': a plain image too large to hold in memory; convert it to a tiled, pyramidal TIFF"
+        ) from error
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise SlideError(
+            f"slide '{slide_id}': neither a slide that OpenSlide knows nor an image ({_one_line(error)}); "
+            "re-copy or re-export it"
+        ) from error
+
+
+def _ceil(size: float) -> int:
+    """Round up, but take 256.0000001 for 256."""
+    nearest = round(size)
+    return max(1, nearest if abs(size - nearest) < 1e-6 else math.ceil(size))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

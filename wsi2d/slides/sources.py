@@ -1,0 +1,101 @@
+"""The two kinds of file a slide can be: what OpenSlide opens, and a plain image held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import openslide
+from PIL import Image
+
+from wsi2d.slides.pixel_size import HeaderPixelSize, mean_mpp, mpp_from_tiff_tags
+
+_TIFF_X, _TIFF_Y, _TIFF_UNIT = 282, 283, 296
+_TIFF_UNITS = {2: "inch", 3: "centimeter"}
+
+
+class OpenSlideSource:
+    """A slide in a format that OpenSlide knows."""
+
+    def __init__(self, path: Path) -> None:
+        self._slide = openslide.OpenSlide(path)
+        self.width, self.height = self._slide.dimensions
+        self.level_downsamples = (1.0, *map(float, self._slide.level_downsamples[1:]))
+        self.header = _openslide_pixel_size(self._slide.properties)
+        background = self._slide.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
+        self._background = f"#{background}" if background else "white"
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
+        """RGB picture; what is transparent (outside the scan) takes the slide's background colour, else white."""
+        return _opaque(self._slide.read_region((x, y), level, (width, height)), self._background)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._slide.close()
+
+
+class PlainImageSource:
+    """An image that Pillow opens, held in memory as one level."""
+
+    def __init__(self, path: Path) -> None:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"{image.mode} pixels; 8 bits a channel are needed")
+            self.header = _tiff_pixel_size(image)
+            self._image = _opaque(image, "white")
+        self.width, self.height = self._image.size
+        self.level_downsamples = (1.0,)
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
+        """RGB picture, white outside the image."""
+        box = (max(x, 0), max(y, 0), min(x + width, self.width), min(y + height, self.height))
+        if box == (x, y, x + width, y + height):
+            return self._image.crop(box)
+        picture = Image.new("RGB", (width, height), "white")
+        if box[0] < box[2] and box[1] < box[3]:
+            picture.paste(self._image.crop(box), (box[0] - x, box[1] - y))
+        return picture
+
+    def close(self) -> None:
+        """Release the pixels."""
+        self._image.close()
+
+
+def _opaque(image: Image.Image, background: str) -> Image.Image:
+    if image.mode not in {"RGBA", "LA", "PA"} and "transparency" not in image.info:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    alpha = rgba.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return rgba.convert("RGB")
+    canvas = Image.new("RGB", rgba.size, background)
+    canvas.paste(rgba, mask=alpha)
+    return canvas
+
+
+def _openslide_pixel_size(properties: Mapping[str, str]) -> HeaderPixelSize:
+    header_mpp = None
+    x, y = _number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y")
+    # For a generic TIFF OpenSlide derives these two from the resolution tags, so they are no header's word.
+    if x is not None and y is not None and properties.get("openslide.vendor") != "generic-tiff":
+        header_mpp = mean_mpp(x, y)
+    tiff_mpp = None
+    x, y = _number(properties, "tiff.XResolution"), _number(properties, "tiff.YResolution")
+    if x is not None and y is not None:
+        tiff_mpp = mpp_from_tiff_tags(x, y, properties.get("tiff.ResolutionUnit", ""))
+    return HeaderPixelSize(header_mpp, tiff_mpp, _number(properties, "openslide.objective-power"))
+
+
+def _tiff_pixel_size(image: Image.Image) -> HeaderPixelSize:
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or _TIFF_X not in tags or _TIFF_Y not in tags:
+        return HeaderPixelSize()
+    unit = _TIFF_UNITS.get(tags.get(_TIFF_UNIT, 2), "")
+    return HeaderPixelSize(tiff_mpp=mpp_from_tiff_tags(float(tags[_TIFF_X]), float(tags[_TIFF_Y]), unit))
+
+
+def _number(properties: Mapping[str, str], name: str) -> float | None:
+    try:
+        return float(properties[name])
+    except (KeyError, ValueError):
+        return None

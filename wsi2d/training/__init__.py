@@ -1,0 +1,1 @@
+"""One fold, all folds, and what is kept of them."""
