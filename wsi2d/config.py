@@ -88,7 +88,9 @@ class DataConfig(Strict):
     cohort: Path
     features: Path
     splits: Path
-    slides: Path | None = None
+    slides: Path | None = Field(None, description="folder of slide files, for heatmaps")
+    slide_column: str = Field("slide_id", description="cohort column of slide ids")
+    case_column: str = Field("case_id", description="cohort column of patients; `slide_id` where there are none")
     missing_features: Literal["error", "skip"] = "error"
     allow_leakage: bool = Field(False, description="train even though a patient is on two sides of a fold")
     cache_gb: float = Field(2.0, ge=0, description="features kept in memory between epochs, GB")

@@ -1,0 +1,65 @@
+"""Where work runs: the device of a model, and threads that stay a bounded distance ahead of their consumer."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+from wsi2d.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ConfigError: the name is no device, or the device is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device '{name}': unknown; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device '{name}': this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
+    return device
+
+
+def available_cores() -> int:
+    """CPU cores this process may use (a Slurm or container limit is respected where the system tells it)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+) -> Iterator[Result]:
+    """Results in order, computed by ``workers`` threads at most ``ahead`` items before they are consumed.
+
+    Unlike ``Executor.map`` it does not submit everything at once, so memory stays bounded. An exception of
+    ``function`` is raised in its item's place, and what was submitted after it is cancelled.
+    """
+    source = iter(items)
+    with ThreadPoolExecutor(workers, thread_name_prefix="wsi2d") as pool:
+        pending: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(source, max(ahead, 1)))
+        try:
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in islice(source, 1))
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,202 @@
+"""Bags: a slide's embeddings on the grid cropped to its tissue, loaded from disk and put together in batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wsi2d.errors import FeatureStoreError
+from wsi2d.features.store import feature_path, read_features, read_header
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GridBag:
+    """A slide for a model.
+
+    Attributes:
+        slide_id: the slide.
+        features: float32 ``[N, D]``, in the feature file's order.
+        index: int64 ``[N, 2]``, (row, col) on the grid cropped to the tissue's bounding box.
+        shape: rows and columns of that grid.
+    """
+
+    slide_id: str
+    features: Tensor
+    index: Tensor
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or self.index.shape != (len(self.features), 2):
+            raise FeatureStoreError(
+                f"slide '{self.slide_id}': features {list(self.features.shape)} and index "
+                f"{list(self.index.shape)} do not match"
+            )
+        if not torch.isfinite(self.features).all():
+            raise FeatureStoreError(f"slide '{self.slide_id}': features hold NaN or infinity; extract it again")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class BagBatch:
+    """Several bags on one padded grid, without the padding: patches of all bags one after the other.
+
+    Attributes:
+        features: float32 ``[M, D]``, M patches of all bags.
+        bag: int64 ``[M]``, which bag a patch belongs to.
+        index: int64 ``[M, 2]``, (row, col) of a patch on its bag's grid.
+        shapes: int64 ``[batch, 2]``, rows and columns of each bag's grid.
+    """
+
+    features: Tensor
+    bag: Tensor
+    index: Tensor
+    shapes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def to(self, device: torch.device) -> BagBatch:
+        """Move to a device."""
+        return BagBatch(*(t.to(device) for t in (self.features, self.bag, self.index, self.shapes)))
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What features must have in common to be used together.
+
+    Attributes:
+        encoder, encoder_hash: who made them.
+        mpp: resolution of a patch, µm/px.
+        patch_px, overlap_px: side and overlap of patches, px.
+        dim: width of an embedding.
+    """
+
+    encoder: str
+    encoder_hash: str
+    mpp: float
+    patch_px: int
+    overlap_px: int
+    dim: int
+
+    def difference(self, other: FeatureSpec) -> str | None:
+        """The first thing in which another differs, as ``name this, not that``; None where they agree."""
+        for name in ("encoder", "encoder_hash", "mpp", "patch_px", "overlap_px", "dim"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                return f"{name} {theirs}, not {mine}"
+        return None
+
+
+def collate(bags: Sequence[GridBag]) -> BagBatch:
+    """Put bags together in a batch."""
+    counts = torch.tensor([len(bag) for bag in bags])
+    return BagBatch(
+        features=torch.cat([bag.features for bag in bags]),
+        bag=torch.arange(len(bags)).repeat_interleave(counts),
+        index=torch.cat([bag.index for bag in bags]),
+        shapes=torch.tensor([bag.shape for bag in bags]),
+    )
+
+
+def load_bag(path: Path | str) -> GridBag:
+    """A feature file as a bag.
+
+    Raises:
+        FeatureStoreError: as :func:`wsi2d.features.store.read_features`, or features that are not finite.
+    """
+    stored = read_features(path)
+    index = torch.from_numpy(stored.grid.index).long()
+    shape = (0, 0)
+    if len(index):
+        index = index - index.amin(0)
+        rows, cols = (index.amax(0) + 1).tolist()
+        shape = (rows, cols)
+    return GridBag(stored.provenance.slide_id, torch.from_numpy(stored.features).float(), index, shape)
+
+
+def read_spec(path: Path) -> tuple[FeatureSpec, int]:
+    """What a feature file's features are, and how many patches it holds; reads no features.
+
+    Raises:
+        FeatureStoreError: as :func:`wsi2d.features.store.read_features`.
+    """
+    import h5py
+
+    provenance, geometry = read_header(path)
+    with h5py.File(path, "r") as file:
+        count, dim = file["features"].shape
+    overlap = round(geometry["patch_px"] * (1 - geometry["stride_level0"] / geometry["patch_level0"]))
+    spec = FeatureSpec(
+        provenance.encoder, provenance.encoder_hash, geometry["mpp"], geometry["patch_px"], overlap, dim
+    )
+    return spec, count
+
+
+class BagStore:
+    """The bags of some slides, checked on construction, kept in memory while they fit.
+
+    Attributes:
+        spec: what all features have in common.
+        missing: slides without a feature file (only where ``missing="skip"``).
+        empty: slides without tissue; they cannot be loaded.
+    """
+
+    def __init__(
+        self, folder: Path | str, slide_ids: Iterable[str], *, missing: str = "error", cache_gb: float = 2.0
+    ) -> None:
+        self._folder = Path(folder)
+        self._cache: dict[str, GridBag] = {}
+        self._room = cache_gb * 1e9
+        paths = {slide_id: feature_path(self._folder, slide_id) for slide_id in slide_ids}
+        self.missing = tuple(slide_id for slide_id, path in paths.items() if not path.exists())
+        if self.missing and missing == "error":
+            raise FeatureStoreError(
+                f"features {self._folder}: {len(self.missing)} of {len(paths)} slides have none (the first is "
+                f"'{self.missing[0]}'); extract them, or set data.missing_features: skip"
+            )
+        specs = {slide_id: read_spec(path) for slide_id, path in paths.items() if path.exists()}
+        if not specs:
+            raise FeatureStoreError(f"features {self._folder}: no slide of the cohort has a feature file here")
+        self.spec = self._common({slide_id: spec for slide_id, (spec, _) in specs.items()})
+        self.empty = tuple(slide_id for slide_id, (_, count) in specs.items() if count == 0)
+        self._usable = set(specs) - set(self.empty)
+        for names, what in ((self.missing, "have no features"), (self.empty, "have no tissue")):
+            if names:
+                logger.warning("%d slides %s and are left out: %s", len(names), what, ", ".join(names[:5]))
+
+    def __contains__(self, slide_id: str) -> bool:
+        return slide_id in self._usable
+
+    def load(self, slide_id: str) -> GridBag:
+        """A slide's bag.
+
+        Raises:
+            FeatureStoreError: its file went missing or is damaged.
+        """
+        if slide_id in self._cache:
+            return self._cache[slide_id]
+        bag = load_bag(feature_path(self._folder, slide_id))
+        size = bag.features.nbytes + bag.index.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._cache[slide_id] = bag
+        return bag
+
+    def _common(self, specs: dict[str, FeatureSpec]) -> FeatureSpec:
+        (first, spec), *others = specs.items()
+        for slide_id, other in others:
+            difference = spec.difference(other)
+            if difference:
+                raise FeatureStoreError(
+                    f"features {self._folder}: '{slide_id}' has {difference} as '{first}'; extract all slides alike"
+                )
+        return spec

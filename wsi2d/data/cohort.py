@@ -1,0 +1,216 @@
+"""The cohort table: which slide belongs to which patient, and what is known of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from wsi2d.config import ClassificationTask, SurvivalTask, nearest
+from wsi2d.errors import CohortError
+from wsi2d.slides.discovery import SLIDE_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CohortSlide:
+    """One slide: its patient, and a class name or a time (in the table's unit) with whether the event happened."""
+
+    slide_id: str
+    case_id: str
+    label: str | None = None
+    time: float | None = None
+    event: bool | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All slides of a study, in the table's order.
+
+    Attributes:
+        slides: one entry a slide; ids are unique.
+        task: what is to be predicted.
+        classes: names of the classes in the order of the logits; empty for survival.
+    """
+
+    slides: tuple[CohortSlide, ...]
+    task: ClassificationTask | SurvivalTask
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.slides:
+            raise CohortError("cohort: has no slides")
+        repeated = [i for i, n in Counter(s.slide_id for s in self.slides).items() if n > 1]
+        if repeated:
+            raise CohortError(f"cohort: slide '{repeated[0]}' occurs more than once; keep one row a slide")
+
+    def cases(self) -> dict[str, tuple[CohortSlide, ...]]:
+        """Slides by patient, patients in the table's order."""
+        grouped: dict[str, list[CohortSlide]] = {}
+        for slide in self.slides:
+            grouped.setdefault(slide.case_id, []).append(slide)
+        return {case: tuple(slides) for case, slides in grouped.items()}
+
+    def subset(self, slide_ids: Iterable[str]) -> tuple[CohortSlide, ...]:
+        """Those slides, in the table's order."""
+        wanted = set(slide_ids)
+        return tuple(s for s in self.slides if s.slide_id in wanted)
+
+    def describe(self) -> str:
+        """One line: how many slides and patients, and how many of each class or events (with the declared value)."""
+        cases = self.cases()
+        size = f"{len(self.slides)} slides of {len(cases)} patients"
+        if isinstance(self.task, SurvivalTask):
+            events = sum(bool(slides[0].event) for slides in cases.values())
+            return f"{size}; {self.task.event} (event): {events} patients, censored: {len(cases) - events}"
+        counts = Counter(s.label for s in self.slides)
+        return f"{size}; {self.task.label}: " + ", ".join(f"{c} {counts[c]}" for c in self.classes)
+
+
+def load_cohort(
+    path: Path | str,
+    task: ClassificationTask | SurvivalTask,
+    *,
+    slide_column: str = "slide_id",
+    case_column: str = "case_id",
+) -> Cohort:
+    """Read a cohort table (CSV, one row a slide).
+
+    Args:
+        path: the CSV file.
+        task: which columns hold the label, or time and event and the value that means the event happened.
+        slide_column, case_column: columns of slide and patient ids. Name the slide column twice where each slide is
+            a patient of its own.
+
+    Raises:
+        CohortError: columns are missing, a slide occurs twice, a label is missing or unknown, a time is negative, no
+            row has the event's value, or a patient's slides disagree on survival.
+    """
+    path = Path(path)
+    table = _read_table(path)
+    slide_ids = [plain_slide_id(v) for v in _column(table, path, slide_column)]
+    case_ids = list(_column(table, path, case_column)) if case_column != slide_column else slide_ids
+    if isinstance(task, SurvivalTask):
+        times, events = _survival_columns(table, path, task)
+        slides = [CohortSlide(*row) for row in zip(slide_ids, case_ids, [None] * len(times), times, events, strict=True)]
+        cohort = _in_file(path, slides, task, ())
+        _one_outcome_a_patient(cohort, path)
+        return cohort
+    labels = list(_column(table, path, task.label))
+    classes = task.classes or tuple(sorted(set(labels), key=_natural))
+    unknown = sorted(set(labels) - set(classes))
+    if unknown:
+        raise CohortError(f"cohort {path}: {task.label} '{unknown[0]}' is not among classes {', '.join(classes)}")
+    if len(classes) < 2:
+        raise CohortError(f"cohort {path}: {task.label} is '{classes[0]}' everywhere; two classes are needed")
+    slides = [CohortSlide(*row) for row in zip(slide_ids, case_ids, labels, strict=True)]
+    return _in_file(path, slides, task, classes)
+
+
+def load_cohort_mpp(path: Path | str) -> dict[str, float]:
+    """Level-0 pixel sizes (µm/px) by slide id from a cohort's ``mpp`` column; rows without a value are left out.
+
+    Raises:
+        CohortError: no such column, or a value that is not a positive number.
+    """
+    path = Path(path)
+    table = _read_table(path)
+    slide_ids = _column(table, path, "slide_id")
+    if "mpp" not in table:
+        raise CohortError(f"cohort {path}: no column 'mpp'; there are {', '.join(table.columns)}")
+    sizes = {}
+    for slide_id, text in zip(slide_ids, table["mpp"], strict=True):
+        if text == "":
+            continue
+        value = _float(text)
+        if not (math.isfinite(value) and value > 0):
+            raise CohortError(f"cohort {path}: slide '{slide_id}' has mpp '{text}'; it must be a number > 0 (µm/px)")
+        sizes[plain_slide_id(slide_id)] = value
+    return sizes
+
+
+def plain_slide_id(name: str) -> str:
+    """A slide's id as the feature files bear it: without a slide suffix, which some tables write and some do not."""
+    suffix = Path(name).suffix.lower()
+    return name[: -len(suffix)] if suffix in SLIDE_SUFFIXES else name
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except FileNotFoundError as error:
+        raise CohortError(f"cohort {path}: no such file") from error
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise CohortError(f"cohort {path}: not a readable CSV table ({' '.join(str(error).split())})") from error
+    table.columns = [str(c).strip() for c in table.columns]
+    if table.empty:
+        raise CohortError(f"cohort {path}: has no rows")
+    return table.apply(lambda column: column.str.strip())
+
+
+def _column(table: pd.DataFrame, path: Path, name: str) -> pd.Series:
+    if name not in table:
+        raise CohortError(f"cohort {path}: no column '{name}'; {nearest(name, [str(c) for c in table.columns])}")
+    missing = table.index[table[name].isin(["", "nan", "NaN", "NA"])]
+    if len(missing):
+        raise CohortError(
+            f"cohort {path}: {len(missing)} rows have no '{name}' (the first is line {missing[0] + 2}); "
+            "fill them in or leave them out"
+        )
+    return table[name]
+
+
+def _survival_columns(table: pd.DataFrame, path: Path, task: SurvivalTask) -> tuple[list[float], list[bool]]:
+    times = [_float(v) for v in _column(table, path, task.time)]
+    for line, time in enumerate(times, 2):
+        if not (math.isfinite(time) and time >= 0):
+            raise CohortError(f"cohort {path}: line {line} has {task.time} '{time}'; it must be a number >= 0")
+    column = _column(table, path, task.event_column)
+    values = sorted(set(column))
+    events = [_same_value(v, task.event_value) for v in column]
+    if not any(events):
+        raise CohortError(
+            f"cohort {path}: no row has {task.event}; {task.event_column} holds {', '.join(values[:5])}"
+        )
+    if len({v for v, e in zip(column, events, strict=True) if not e}) > 1:
+        raise CohortError(f"cohort {path}: {task.event_column} must hold two values, it holds {', '.join(values[:5])}")
+    return times, events
+
+
+def _one_outcome_a_patient(cohort: Cohort, path: Path) -> None:
+    for case, slides in cohort.cases().items():
+        if len({(s.time, s.event) for s in slides}) > 1:
+            raise CohortError(f"cohort {path}: the slides of patient '{case}' have different times or events")
+
+
+def _in_file(
+    path: Path, slides: list[CohortSlide], task: ClassificationTask | SurvivalTask, classes: tuple[str, ...]
+) -> Cohort:
+    try:
+        return Cohort(tuple(slides), task, classes)
+    except CohortError as error:
+        raise CohortError(f"cohort {path}: {str(error).removeprefix('cohort: ')}") from error
+
+
+def _same_value(a: str, b: str) -> bool:
+    """Equal as text, or as numbers: tables write 1 as 1.0."""
+    return a == b or (_float(a) == _float(b))
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _natural(text: str) -> tuple[float, str]:
+    """Numbers by value, before words by alphabet: grades 2 and 10 in their order."""
+    value = _float(text)
+    return (math.inf if math.isnan(value) else value, text)

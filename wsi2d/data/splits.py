@@ -1,0 +1,226 @@
+"""Folds: made by patient and stratified, written and read in the field's layout, resolved to slides."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, zip_longest
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+
+from wsi2d.config import SurvivalTask
+from wsi2d.data.cohort import Cohort, CohortSlide, plain_slide_id
+from wsi2d.errors import SplitError
+
+logger = logging.getLogger(__name__)
+
+SIDES = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold as it stands in a splits file: ids of cases or of slides on each side, none on two sides."""
+
+    index: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def side(self, name: str) -> tuple[str, ...]:
+        """Ids of ``train``, ``val`` or ``test``."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+
+@dataclass(frozen=True)
+class SlideFold:
+    """One fold ready to train on.
+
+    Attributes:
+        index: which fold.
+        train, val, test: slides; ``val`` chooses the epoch, ``test`` is scored once.
+        inner_val: true where ``val`` was cut from the file's train, since the file has two sides only.
+        leaked_cases: patients on two sides, sorted.
+    """
+
+    index: int
+    train: tuple[CohortSlide, ...]
+    val: tuple[CohortSlide, ...]
+    test: tuple[CohortSlide, ...]
+    inner_val: bool
+    leaked_cases: tuple[str, ...]
+
+
+def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: float = 0.2) -> tuple[Fold, ...]:
+    """Cross-validation folds of case ids: every patient is tested once and stands on one side of each fold.
+
+    Stratified by label (a patient's most frequent one), or by event and by whether the time is above the median.
+
+    Args:
+        cohort: who is to be split.
+        folds: number of folds, at least 2.
+        seed: the same seed gives the same folds.
+        val_share: share of the patients outside the test side that choose the epoch.
+
+    Raises:
+        SplitError: too few patients of a class for that many folds.
+    """
+    if folds < 2:
+        raise SplitError(f"folds: must be at least 2, got {folds}")
+    cases = list(cohort.cases())
+    strata = _strata(cohort, cases)
+    rarest, count = min(Counter(strata).items(), key=lambda item: item[1])
+    if count < folds + 1:
+        raise SplitError(
+            f"folds: {folds} need at least {folds + 1} patients of each kind, '{rarest}' has {count}; "
+            "use fewer folds or merge classes"
+        )
+    outer = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    result = []
+    for k, (rest, test) in enumerate(outer.split(cases, strata)):
+        train, val = _stratified_cut(rest, [strata[i] for i in rest], val_share, seed + k)
+        result.append(Fold(k, *(tuple(cases[i] for i in sorted(side)) for side in (train, val, test))))
+    return tuple(result)
+
+
+def write_splits(folds: Sequence[Fold], folder: Path | str) -> None:
+    """Write ``splits_<k>.csv`` files: an index column and ragged columns ``train``, ``val``, ``test``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for fold in folds:
+        rows = zip_longest(fold.train, fold.val, fold.test, fillvalue="")
+        pd.DataFrame(rows, columns=list(SIDES)).to_csv(folder / f"splits_{fold.index}.csv")
+
+
+def read_splits(folder: Path | str) -> tuple[Fold, ...]:
+    """Read every ``splits_<k>.csv`` of a folder, in the order of k.
+
+    Raises:
+        SplitError: no such files, or one without its columns.
+    """
+    folder = Path(folder)
+    files = {int(m[1]): f for f in folder.glob("splits_*.csv") if (m := re.fullmatch(r"splits_(\d+)", f.stem))}
+    if not files:
+        raise SplitError(f"splits {folder}: no files splits_0.csv, splits_1.csv, …; make them with `wsi2d splits make`")
+    return tuple(_read_fold(files[k], k) for k in sorted(files))
+
+
+def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: int = 0) -> SlideFold:
+    """Turn a fold's ids into slides.
+
+    Where the file names no test ids, its ``val`` is the held-out side (the field's published splits are of this
+    kind), and the side that chooses the epoch is cut from ``train``, by patient and stratified.
+
+    Args:
+        fold: as read.
+        cohort: the slides; a side's id may be a case's or a slide's.
+        inner_val: share of train's patients for that cut.
+        seed: of that cut.
+
+    Raises:
+        SplitError: unknown ids, an empty side, or a slide on two sides.
+    """
+    by_id = _slides_by_id(cohort)
+    sides = {name: _lookup(fold, name, by_id, cohort) for name in SIDES}
+    inner = not sides["test"]
+    if inner:
+        sides["test"] = sides["val"]
+        sides["train"], sides["val"] = _inner_cut(sides["train"], cohort, inner_val, seed + fold.index)
+    for name in SIDES:
+        if not sides[name]:
+            raise SplitError(f"fold {fold.index}: its {name} side is empty; every fold needs train, val and test")
+    for a, b in combinations(SIDES, 2):
+        shared = {s.slide_id for s in sides[a]} & {s.slide_id for s in sides[b]}
+        if shared:
+            logger.warning("fold %d: %d slides are in both %s and %s", fold.index, len(shared), a, b)
+    return SlideFold(fold.index, **sides, inner_val=inner, leaked_cases=_leaked(sides))
+
+
+def _strata(cohort: Cohort, cases: Sequence[str]) -> list[str]:
+    grouped = cohort.cases()
+    if isinstance(cohort.task, SurvivalTask):
+        first = [grouped[case][0] for case in cases]
+        median = float(np.median([s.time for s in first if s.time is not None]))
+        late = [bool(s.time is not None and s.time > median) for s in first]
+        return [f"{'event' if s.event else 'censored'}, {'late' if x else 'early'}" for s, x in zip(first, late, strict=True)]
+    labels = [Counter(s.label for s in grouped[case]) for case in cases]
+    return [str(counts.most_common(1)[0][0]) for counts in labels]
+
+
+def _stratified_cut(
+    members: Sequence[int] | np.ndarray, strata: Sequence[str], share: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Cut members in two, the second part holding ``share`` of them."""
+    cut = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
+    try:
+        first, second = next(cut.split(np.zeros(len(members)), strata))
+    except ValueError as error:
+        raise SplitError(f"splits: train cannot be cut for validation ({error}); use fewer folds") from error
+    return [int(members[i]) for i in first], [int(members[i]) for i in second]
+
+
+def _inner_cut(
+    train: Sequence[CohortSlide], cohort: Cohort, share: float, seed: int
+) -> tuple[tuple[CohortSlide, ...], tuple[CohortSlide, ...]]:
+    ids = {s.slide_id for s in train}
+    part = Cohort(tuple(train), cohort.task, cohort.classes)
+    cases = list(part.cases())
+    strata = _strata(part, cases)
+    rare = {stratum for stratum, n in Counter(strata).items() if n < 2}
+    strata = ["rare" if s in rare else s for s in strata]
+    if Counter(strata)["rare"] == 1:  # one patient cannot be stratified: it goes with the largest stratum
+        strata = [Counter(strata).most_common(1)[0][0] if s == "rare" else s for s in strata]
+    _, chosen = _stratified_cut(range(len(cases)), strata, share, seed)
+    val_cases = {cases[i] for i in chosen}
+    inside = cohort.subset(ids)
+    return (
+        tuple(s for s in inside if s.case_id not in val_cases),
+        tuple(s for s in inside if s.case_id in val_cases),
+    )
+
+
+def _read_fold(path: Path, index: int) -> Fold:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise SplitError(f"splits {path}: not a readable CSV table ({' '.join(str(error).split())})") from error
+    missing = [c for c in ("train", "val") if c not in table]
+    if missing:
+        raise SplitError(f"splits {path}: no column '{missing[0]}'; a splits file has train, val and test")
+    sides = {name: tuple(v.strip() for v in table.get(name, []) if v.strip()) for name in SIDES}
+    return Fold(index, **sides)
+
+
+def _slides_by_id(cohort: Cohort) -> dict[str, tuple[CohortSlide, ...]]:
+    by_id = {s.slide_id: (s,) for s in cohort.slides}
+    by_id.update(cohort.cases())
+    return by_id
+
+
+def _lookup(
+    fold: Fold, side: str, by_id: dict[str, tuple[CohortSlide, ...]], cohort: Cohort
+) -> tuple[CohortSlide, ...]:
+    found: set[str] = set()
+    unknown = []
+    for name in fold.side(side):
+        slides = by_id.get(name) or by_id.get(plain_slide_id(name))
+        if slides is None:
+            unknown.append(name)
+        else:
+            found.update(s.slide_id for s in slides)
+    if unknown:
+        raise SplitError(
+            f"fold {fold.index}: {len(unknown)} ids of its {side} side are not in the cohort (the first is "
+            f"'{unknown[0]}'); splits must name the cohort's case_id or slide_id"
+        )
+    return cohort.subset(found)
+
+
+def _leaked(sides: dict[str, Iterable[CohortSlide]]) -> tuple[str, ...]:
+    cases = [{s.case_id for s in side} for side in sides.values()]
+    return tuple(sorted(set().union(*(a & b for a, b in combinations(cases, 2)))))

@@ -1,0 +1,241 @@
+"""Slides become feature files: finished ones are skipped, bad ones named, the rest goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from wsi2d.compute import map_ahead, resolve_device
+from wsi2d.config import ExtractConfig
+from wsi2d.errors import ConfigError, FeatureStoreError, SlideError
+from wsi2d.features.encoders import Encoder, get_encoder
+from wsi2d.features.store import FeatureWriter, Provenance, feature_path, partial_path, read_header
+from wsi2d.slides.discovery import SlideFile
+from wsi2d.slides.patching import PatchGrid, make_patch_grid
+from wsi2d.slides.reader import Slide, SlideReader, open_slide
+from wsi2d.slides.tissue import segment_tissue
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["done", "empty", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class SlideOutcome:
+    """What became of one slide: ``done``, ``empty`` (no tissue), ``skipped`` (was finished) or ``failed``."""
+
+    slide_id: str
+    path: Path
+    outcome: Outcome
+    patches: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What became of all slides, in order of their ids."""
+
+    slides: tuple[SlideOutcome, ...]
+
+    def count(self, outcome: Outcome) -> int:
+        """Number of slides with that outcome."""
+        return sum(s.outcome == outcome for s in self.slides)
+
+    @property
+    def failures(self) -> tuple[SlideOutcome, ...]:
+        """The slides that failed."""
+        return tuple(s for s in self.slides if s.outcome == "failed")
+
+
+class ExtractProgress:
+    """Told what happens; the base class says nothing. The command line draws bars from it."""
+
+    def slide_started(self, slide_id: str, patches: int) -> None:
+        """A slide's patches are known and their encoding begins."""
+
+    def patches_done(self, count: int) -> None:
+        """That many more patches of the current slide are encoded."""
+
+    def slide_finished(self, outcome: SlideOutcome) -> None:
+        """A slide is done with, one way or the other."""
+
+
+def extract(
+    slides: Sequence[SlideFile],
+    out: Path | str,
+    config: ExtractConfig | None = None,
+    *,
+    slide_mpp: float | None = None,
+    cohort_mpp: Mapping[str, float] | None = None,
+    overwrite: bool = False,
+    progress: ExtractProgress | None = None,
+) -> ExtractReport:
+    """Cut slides into patches, encode them, and write one feature file a slide into ``out``.
+
+    Args:
+        slides: what :func:`wsi2d.slides.discovery.find_slides` found.
+        out: folder of the feature files; also gets ``failures.csv`` where a slide failed.
+        config: encoder, patches, tissue, batch size, threads and device.
+        slide_mpp: level-0 pixel size of every slide, µm/px; goes before all else.
+        cohort_mpp: level-0 pixel size by slide id, µm/px; goes before the header.
+        overwrite: redo finished slides too.
+        progress: told what happens.
+
+    Raises:
+        ConfigError: unknown encoder, unfit patch size, or finished files made with other settings.
+        FeatureStoreError: the folder cannot be written.
+    """
+    config, progress, out = config or ExtractConfig(), progress or ExtractProgress(), Path(out)
+    encoder = get_encoder(config.encoder).to(resolve_device(config.device))
+    if config.patch.patch_px < encoder.min_patch_px:
+        raise ConfigError(
+            f"patch_px {config.patch.patch_px}: encoder '{encoder.name}' needs at least {encoder.min_patch_px}"
+        )
+    _make_folder(out)
+    finished = set() if overwrite else _finished(slides, out, config, encoder, slide_mpp, cohort_mpp or {})
+    outcomes = []
+    for file in slides:
+        partial_path(feature_path(out, file.slide_id)).unlink(missing_ok=True)
+        if file.slide_id in finished:
+            outcome = SlideOutcome(file.slide_id, file.path, "skipped")
+        else:
+            try:
+                given = (cohort_mpp or {}).get(file.slide_id)
+                with open_slide(file.path, slide_id=file.slide_id, mpp=slide_mpp, cohort_mpp=given) as reader:
+                    outcome = _extract_slide(reader, out, config, encoder, progress)
+            except SlideError as error:
+                outcome = SlideOutcome(file.slide_id, file.path, "failed", error=str(error))
+        progress.slide_finished(outcome)
+        outcomes.append(outcome)
+    report = ExtractReport(tuple(outcomes))
+    _write_failures(out / "failures.csv", report.failures)
+    return report
+
+
+def _extract_slide(
+    reader: SlideReader, out: Path, config: ExtractConfig, encoder: Encoder, progress: ExtractProgress
+) -> SlideOutcome:
+    slide = reader.slide
+    tissue = segment_tissue(reader, config.tissue)
+    grid = make_patch_grid(slide, tissue, config.patch)
+    if not len(grid):
+        logger.warning("slide '%s': no tissue found; its feature file is complete and empty", slide.slide_id)
+    progress.slide_started(slide.slide_id, len(grid))
+    provenance = _provenance(slide, encoder, config, tissue.threshold)
+    path = feature_path(out, slide.slide_id)
+    with FeatureWriter(path, grid, provenance, dim=encoder.dim, dtype=encoder.store_dtype) as writer:
+        for batch in _batches(_patches(reader, grid, config), config.batch_size):
+            writer.append(encoder.encode(torch.from_numpy(np.stack(batch))).cpu().numpy())
+            progress.patches_done(len(batch))
+    return SlideOutcome(slide.slide_id, slide.path, "done" if len(grid) else "empty", len(grid))
+
+
+def _patches(reader: SlideReader, grid: PatchGrid, config: ExtractConfig) -> Iterable[np.ndarray]:
+    read = partial(reader.read_patch, size_level0=grid.patch_level0, patch_px=grid.patch_px)
+    corners = ((int(x), int(y)) for x, y in grid.coords)
+    return map_ahead(lambda xy: read(*xy), corners, workers=config.workers, ahead=2 * config.batch_size)
+
+
+def _batches(items: Iterable[np.ndarray], size: int) -> Iterable[list[np.ndarray]]:
+    batch: list[np.ndarray] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _provenance(slide: Slide, encoder: Encoder, config: ExtractConfig, threshold: float) -> Provenance:
+    tissue = {**_chosen_by(config), "threshold": round(threshold, 6)}
+    return Provenance(
+        slide_id=slide.slide_id,
+        encoder=encoder.name,
+        encoder_hash=encoder.fingerprint,
+        slide_mpp=slide.mpp,
+        mpp_source=slide.mpp_source,
+        level0_width=slide.width,
+        level0_height=slide.height,
+        tissue=json.dumps(tissue),
+    )
+
+
+def _chosen_by(config: ExtractConfig) -> dict[str, float]:
+    """The settings that choose a slide's patches, as they are kept with the features."""
+    return {**config.tissue.model_dump(), "min_tissue": config.patch.min_tissue}
+
+
+def _finished(
+    slides: Iterable[SlideFile],
+    out: Path,
+    config: ExtractConfig,
+    encoder: Encoder,
+    slide_mpp: float | None,
+    cohort_mpp: Mapping[str, float],
+) -> set[str]:
+    """Ids of slides whose file is complete and was made with these very settings.
+
+    A file that cannot be read is simply redone; one that is sound but made otherwise stops the run, since mixing
+    settings in one folder would go unnoticed.
+    """
+    finished = set()
+    for file in slides:
+        path = feature_path(out, file.slide_id)
+        if not path.exists():
+            continue
+        try:
+            provenance, geometry = read_header(path)
+        except FeatureStoreError as error:
+            logger.warning("%s", error)
+            continue
+        made = {
+            "encoder": provenance.encoder_hash,
+            "patch_px": geometry["patch_px"],
+            "mpp": geometry["mpp"],
+            "overlap_px": round(geometry["patch_px"] * (1 - geometry["stride_level0"] / geometry["patch_level0"])),
+            **{k: v for k, v in json.loads(provenance.tissue).items() if k != "threshold"},
+        }
+        asked = {
+            "encoder": encoder.fingerprint,
+            "patch_px": config.patch.patch_px,
+            "mpp": config.patch.mpp,
+            "overlap_px": config.patch.overlap_px,
+            **_chosen_by(config),
+        }
+        given = slide_mpp if slide_mpp is not None else cohort_mpp.get(file.slide_id)
+        if given is not None:
+            made["slide_mpp"], asked["slide_mpp"] = provenance.slide_mpp, given
+        differs = [key for key in asked if made.get(key) != asked[key]]
+        if differs:
+            key = differs[0]
+            raise ConfigError(
+                f"{path}: was made with {key} {made.get(key)}, not {asked[key]}; use another --out, or --overwrite"
+            )
+        finished.add(file.slide_id)
+    return finished
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FeatureStoreError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
+
+
+def _write_failures(path: Path, failures: Sequence[SlideOutcome]) -> None:
+    path.unlink(missing_ok=True)
+    if failures:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(("slide_id", "path", "error"))
+            rows.writerows((f.slide_id, f.path, f.error) for f in failures)
