@@ -25,7 +25,7 @@ _EXPORTS = {
     "train": "wsi2d.training.crossval",
     "predict": "wsi2d.training.predict",
     "heatmap": "wsi2d.explain.heatmap",
-    "make_demo_cohort": "wsi2d.demo",
+    "make_demo_cohort": "wsi2d.demo.cohort",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from wsi2d.data.bags import load_bag
     from wsi2d.data.cohort import load_cohort
     from wsi2d.data.splits import make_splits
-    from wsi2d.demo import make_demo_cohort
+    from wsi2d.demo.cohort import make_demo_cohort
     from wsi2d.evaluation.evaluate import evaluate
     from wsi2d.explain.heatmap import heatmap
     from wsi2d.features.encoders import get_encoder

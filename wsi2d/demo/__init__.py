@@ -1,0 +1,1 @@
+"""A synthetic cohort from real stained tissue texture, and the whole pipeline on it."""

@@ -1,0 +1,114 @@
+"""Predictions as a table anyone can read (schema in ``docs/formats.md``), checked when read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from wsi2d.errors import RunError
+
+TaskKind = Literal["classification", "survival"]
+
+_PROBABILITY = "prob_"
+_HAZARD = "hazard_"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one slide.
+
+    Attributes:
+        slide_id, case_id: slide and patient.
+        fold: index of the fold whose model spoke, None for an ensemble.
+        scores: class probabilities ``[classes]``, or hazards ``[bins]`` for survival.
+        attention: float32 ``[N]``, one weight a patch, in the feature file's order.
+        risk: for survival, higher is worse.
+        label, time, event: what is known of the slide, where anything is.
+    """
+
+    slide_id: str
+    case_id: str
+    fold: int | None
+    scores: np.ndarray
+    attention: np.ndarray
+    risk: float | None = None
+    label: str | None = None
+    time: float | None = None
+    event: bool | None = None
+
+
+@dataclass(frozen=True)
+class PredictionTable:
+    """Predictions with their truth.
+
+    Attributes:
+        kind: ``classification`` or ``survival``.
+        classes: class names in the order of the probability columns; empty for survival.
+        rows: columns ``slide_id``, ``case_id``, ``fold`` and, for classification, ``label`` and ``prob_<class>``; for
+            survival ``time``, ``event`` (0 or 1) and ``risk`` (higher is worse).
+    """
+
+    kind: TaskKind
+    classes: tuple[str, ...]
+    rows: pd.DataFrame
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """``[N, classes]``, rows sum to 1."""
+        return self.rows[[_PROBABILITY + c for c in self.classes]].to_numpy(float)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class indices ``[N]``."""
+        return np.array([self.classes.index(label) for label in self.rows["label"]])
+
+    def subset(self, rows: pd.DataFrame) -> PredictionTable:
+        """The same kind of table with other rows."""
+        return PredictionTable(self.kind, self.classes, rows)
+
+
+def predictions_frame(predictions: list[Prediction], kind: TaskKind, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Predictions as the table that ``predictions.csv`` holds; what is unknown is left empty."""
+    records = []
+    for p in predictions:
+        record: dict[str, object] = {"slide_id": p.slide_id, "case_id": p.case_id, "fold": p.fold}
+        if kind == "classification":
+            record["label"] = p.label
+            record |= {_PROBABILITY + c: float(s) for c, s in zip(classes, p.scores, strict=True)}
+        else:
+            record |= {"time": p.time, "event": None if p.event is None else int(p.event), "risk": p.risk}
+            record |= {f"{_HAZARD}{i}": float(h) for i, h in enumerate(p.scores, 1)}
+        records.append(record)
+    return pd.DataFrame.from_records(records)
+
+
+def read_predictions(path: Path | str) -> PredictionTable:
+    """Read a ``predictions.csv``, ours or anyone's with these columns.
+
+    Raises:
+        RunError: missing file or columns, unknown labels, or numbers that are none.
+    """
+    path = Path(path)
+    try:
+        rows = pd.read_csv(path, dtype={"slide_id": str, "case_id": str, "label": str}, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise RunError(f"predictions {path}: cannot be read ({' '.join(str(error).split())})") from error
+    classes = tuple(c.removeprefix(_PROBABILITY) for c in rows.columns if c.startswith(_PROBABILITY))
+    kind: TaskKind = "classification" if classes else "survival"
+    needed = ("label", *(_PROBABILITY + c for c in classes)) if classes else ("time", "event", "risk")
+    for name in ("slide_id", "case_id", "fold", *needed):
+        if name not in rows:
+            raise RunError(f"predictions {path}: no column '{name}'; see docs/formats.md for the schema")
+    numeric = [c for c in needed if c != "label"]
+    for name in numeric:
+        rows[name] = pd.to_numeric(rows[name], errors="coerce")
+    if rows.empty or not np.isfinite(rows[numeric].to_numpy(float)).all():
+        raise RunError(f"predictions {path}: {', '.join(numeric)} must hold numbers in every row")
+    if classes and not set(rows["label"]) <= set(classes):
+        unknown = sorted(set(rows["label"]) - set(classes))
+        raise RunError(f"predictions {path}: label '{unknown[0]}' has no column '{_PROBABILITY}{unknown[0]}'")
+    return PredictionTable(kind, classes, rows)

@@ -1,0 +1,151 @@
+"""What is kept of a fold: weights with a card that says what they are, and a file to go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from wsi2d.data.bags import FeatureSpec
+from wsi2d.errors import RunError
+from wsi2d.models.registry import build_model
+
+_CARD_KEY = "wsi2d"
+_RESUME_KEY = "wsi2d-resume"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What weights are, kept in their file's header.
+
+    Attributes:
+        model: the configuration's ``model`` section, resolved.
+        in_dim, out_dim: widths of an embedding and of the logits.
+        kind: ``classification`` or ``survival``.
+        classes: class names in the order of the logits.
+        bin_edges: inner edges of discrete time, in the cohort's unit.
+        features: what the features were that it was trained on.
+        fold, epoch: which fold, and the epoch (from 1) that validation chose.
+    """
+
+    model: dict[str, Any]
+    in_dim: int
+    out_dim: int
+    kind: str
+    classes: tuple[str, ...]
+    bin_edges: tuple[float, ...]
+    features: FeatureSpec
+    fold: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a fold stands after an epoch.
+
+    Attributes:
+        model, optimizer: their tensors by name.
+        epoch: epochs done.
+        best_epoch, best_score: the epoch chosen so far and its score (lower is better).
+        history: one row an epoch.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    epoch: int
+    best_epoch: int
+    best_score: float
+    history: list[dict[str, float]]
+
+
+def save_model(model: nn.Module, card: ModelCard, path: Path) -> None:
+    """Write ``model.safetensors``: weights, with the card in the header; complete or absent."""
+    _save(model.state_dict(), {_CARD_KEY: json.dumps(asdict(card))}, path)
+
+
+def load_model(path: Path, device: torch.device) -> tuple[nn.Module, ModelCard]:
+    """The model of a ``model.safetensors``, in evaluation mode, and its card.
+
+    Raises:
+        RunError: missing, damaged, or weights that do not belong to the card's model.
+    """
+    tensors, metadata = _load(path)
+    try:
+        values = json.loads(metadata[_CARD_KEY])
+        card = ModelCard(
+            **{**values, "features": FeatureSpec(**values["features"])}
+            | {name: tuple(values[name]) for name in ("classes", "bin_edges")}
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: has no model card; it was not written by `wsi2d train`") from error
+    model = build_model(card.model, in_dim=card.in_dim, out_dim=card.out_dim)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(f"{path}: its weights are not those of a {card.model['name']}; train again") from error
+    return model.to(device).eval(), card
+
+
+def save_resume_point(point: ResumePoint, path: Path) -> None:
+    """Write where a fold stands; complete or absent."""
+    tensors = {f"model.{k}": v for k, v in point.model.items()}
+    tensors |= {f"optimizer.{k}": v for k, v in point.optimizer.items()}
+    state = {k: getattr(point, k) for k in ("epoch", "best_epoch", "best_score", "history")}
+    _save(tensors, {_RESUME_KEY: json.dumps(state)}, path)
+
+
+def load_resume_point(path: Path) -> ResumePoint | None:
+    """Where a fold stood, or None where it has not begun.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    tensors, metadata = _load(path)
+    parts = {
+        part: {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+        for part in ("model", "optimizer")
+    }
+    return ResumePoint(**parts, **json.loads(metadata[_RESUME_KEY]))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors (``<parameter number>.<name>``)."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(value) for i, values in state.items() for name, value in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put :func:`optimizer_tensors` back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such file; train the fold to the end first") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: damaged ({error}); delete it and train again") from error

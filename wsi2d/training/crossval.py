@@ -1,0 +1,155 @@
+"""All folds of a run, from a configuration to a finished run folder."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import pandas as pd
+import torch
+
+from wsi2d.compute import available_cores
+from wsi2d.config import RunConfig, load_run_config
+from wsi2d.data.splits import SlideFold
+from wsi2d.errors import SplitError
+from wsi2d.evaluation.evaluate import PREDICTIONS_FILE, Evaluation, evaluate
+from wsi2d.evaluation.predictions import Prediction, predictions_frame
+from wsi2d.features.store import feature_path, read_features
+from wsi2d.training.fold import RESUME_FILE, train_fold
+from wsi2d.training.run import (
+    Study,
+    fold_folder,
+    load_study,
+    prepare_run_folder,
+    resolve_sections,
+    write_atomically,
+)
+
+
+class TrainProgress:
+    """Told what happens; the base class says nothing. The command line draws bars from it."""
+
+    def run_started(self, cohort: str, folds: int, epochs: int) -> None:
+        """The data are loaded and checked."""
+
+    def epoch_done(self, fold: int, row: dict[str, float]) -> None:
+        """An epoch of a fold is done; not told while folds train in processes of their own."""
+
+    def fold_done(self, fold: int) -> None:
+        """A fold is finished, or was already."""
+
+
+def train(config: RunConfig | Path | str, *, progress: TrainProgress | None = None) -> Evaluation:
+    """Cross-validate: train every fold, predict its test side once, evaluate. Finished folds are not trained again.
+
+    Args:
+        config: a run's configuration, or the path of its YAML file.
+        progress: told what happens.
+
+    Returns:
+        The evaluation, also written to ``metrics.json`` in the run folder ``config.out``.
+
+    Raises:
+        ConfigError, CohortError, SplitError, FeatureStoreError: the input is unfit; checked before training begins.
+        RunError: the run folder holds a run with other settings.
+    """
+    config = config if isinstance(config, RunConfig) else load_run_config(Path(config))
+    progress = progress or TrainProgress()
+    config = resolve_sections(config)
+    study = load_study(config)
+    _refuse_leakage(config, study.folds)
+    prepare_run_folder(config, study)
+    progress.run_started(study.cohort.describe(), len(study.folds), config.training.epochs)
+    todo = []
+    for fold in study.folds:
+        if (fold_folder(config.out, fold.index) / PREDICTIONS_FILE).exists():
+            progress.fold_done(fold.index)
+        else:
+            todo.append(fold)
+    _run_folds(config, study, todo, progress)
+    _join_predictions(config.out, study.folds)
+    return evaluate(config.out, config.evaluation, seed=config.seed)
+
+
+def _run_folds(config: RunConfig, study: Study, todo: Sequence[SlideFold], progress: TrainProgress) -> None:
+    workers = min(config.training.workers, len(todo))
+    threads = config.training.threads or max(1, available_cores() // max(workers, 1))
+    if workers <= 1:
+        with _torch_threads(threads):
+            for fold in todo:
+                _train_and_write(config, study, fold, progress)
+                progress.fold_done(fold.index)
+        return
+    context = _process_context()
+    with ProcessPoolExecutor(workers, context) as pool:
+        jobs = {pool.submit(_fold_job, config, fold.index, threads): fold.index for fold in todo}
+        for job in as_completed(jobs):
+            job.result()
+            progress.fold_done(jobs[job])
+
+
+def _process_context() -> multiprocessing.context.BaseContext:
+    """Where children come from: a server that has imported torch but never computed, so that a fork of it holds none
+    of the locks of torch's thread pool; a fresh interpreter where there is no such server."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _fold_job(config: RunConfig, index: int, threads: int) -> None:
+    """One fold in a process of its own."""
+    torch.set_num_threads(threads)
+    study = load_study(config)
+    fold = next(f for f in study.folds if f.index == index)
+    _train_and_write(config, study, fold, TrainProgress())
+
+
+def _train_and_write(config: RunConfig, study: Study, fold: SlideFold, progress: TrainProgress) -> None:
+    """Train a fold and keep its predictions; ``predictions.csv`` comes last and says that the fold is done."""
+    folder = fold_folder(config.out, fold.index)
+    predictions = train_fold(config, study.cohort, fold, study.store, folder, progress.epoch_done)
+    write_attention(predictions, config.data.features, folder / "attention")
+    frame = predictions_frame(predictions, config.task.kind, study.cohort.classes)
+    write_atomically(folder / PREDICTIONS_FILE, frame.to_csv(index=False))
+    (folder / RESUME_FILE).unlink(missing_ok=True)
+
+
+def write_attention(predictions: Sequence[Prediction], features: Path, folder: Path) -> None:
+    """One HDF5 a slide: ``attention`` float32 ``[N]`` and ``coords`` int32 ``[N, 2]`` level-0 (x, y)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for prediction in predictions:
+        grid = read_features(feature_path(features, prediction.slide_id)).grid
+        with h5py.File(folder / f"{prediction.slide_id}.h5", "w") as file:
+            file["attention"] = prediction.attention
+            file["coords"] = grid.coords
+            file.attrs.update(slide_id=prediction.slide_id, patch_level0=grid.patch_level0)
+
+
+def _join_predictions(out: Path, folds: Sequence[SlideFold]) -> None:
+    parts = [pd.read_csv(fold_folder(out, f.index) / PREDICTIONS_FILE, dtype=str, keep_default_na=False) for f in folds]
+    write_atomically(out / PREDICTIONS_FILE, pd.concat(parts, ignore_index=True).to_csv(index=False))
+
+
+def _refuse_leakage(config: RunConfig, folds: Sequence[SlideFold]) -> None:
+    for fold in folds:
+        if fold.leaked_cases and not config.data.allow_leakage:
+            raise SplitError(
+                f"fold {fold.index}: {len(fold.leaked_cases)} patients are on two sides (the first is "
+                f"'{fold.leaked_cases[0]}'); mend the splits, or set data.allow_leakage: true and say so"
+            )
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
