@@ -31,22 +31,22 @@ _EXPORTS = {
 __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
-    from wsi2d.data.bags import load_bag
-    from wsi2d.data.cohort import load_cohort
-    from wsi2d.data.splits import make_splits
-    from wsi2d.demo.cohort import make_demo_cohort
-    from wsi2d.evaluation.evaluate import evaluate
-    from wsi2d.explain.heatmap import heatmap
-    from wsi2d.features.encoders import get_encoder
-    from wsi2d.features.extract import extract
-    from wsi2d.features.store import read_features
-    from wsi2d.models.registry import build_model
-    from wsi2d.slides.discovery import find_slides
-    from wsi2d.slides.patching import make_patch_grid
-    from wsi2d.slides.reader import open_slide
-    from wsi2d.slides.tissue import segment_tissue
-    from wsi2d.training.crossval import train
-    from wsi2d.training.predict import predict
+    from wsi2d.data.bags import load_bag as load_bag
+    from wsi2d.data.cohort import load_cohort as load_cohort
+    from wsi2d.data.splits import make_splits as make_splits
+    from wsi2d.demo.cohort import make_demo_cohort as make_demo_cohort
+    from wsi2d.evaluation.evaluate import evaluate as evaluate
+    from wsi2d.explain.heatmap import heatmap as heatmap
+    from wsi2d.features.encoders import get_encoder as get_encoder
+    from wsi2d.features.extract import extract as extract
+    from wsi2d.features.store import read_features as read_features
+    from wsi2d.models.registry import build_model as build_model
+    from wsi2d.slides.discovery import find_slides as find_slides
+    from wsi2d.slides.patching import make_patch_grid as make_patch_grid
+    from wsi2d.slides.reader import open_slide as open_slide
+    from wsi2d.slides.tissue import segment_tissue as segment_tissue
+    from wsi2d.training.crossval import train as train
+    from wsi2d.training.predict import predict as predict
 
 
 def __getattr__(name: str) -> Any:

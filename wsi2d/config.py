@@ -247,12 +247,21 @@ def load_preset(name: str, task_kind: str | None) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of ``over`` laid over ``base``, section by section."""
+    """Values of ``over`` laid over ``base``, section by section.
+
+    A section that names another thing (``model: {name: abmil}`` over one of ``mamba2d-mil``) replaces the one below:
+    the options of one are not those of the other.
+    """
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        result[key] = merge(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+        mergeable = isinstance(value, Mapping) and isinstance(below, Mapping) and not _renames(below, value)
+        result[key] = merge(below, value) if mergeable else value
     return result
+
+
+def _renames(below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    return "name" in over and over["name"] != below.get("name", over["name"])
 
 
 def validate(model: type[StrictT], values: Mapping[str, Any], *, source: str) -> StrictT:
@@ -292,9 +301,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
     try:
-        section[key] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+    if key == "name" and _renames(section, {"name": value}):
+        section.clear()
+    section[key] = value
     if dotted in _PATH_KEYS and section[key] is not None:
         section[key] = str(Path(str(section[key])).absolute())
 

@@ -135,9 +135,7 @@ def read_spec(path: Path) -> tuple[FeatureSpec, int]:
     with h5py.File(path, "r") as file:
         count, dim = file["features"].shape
     overlap = round(geometry["patch_px"] * (1 - geometry["stride_level0"] / geometry["patch_level0"]))
-    spec = FeatureSpec(
-        provenance.encoder, provenance.encoder_hash, geometry["mpp"], geometry["patch_px"], overlap, dim
-    )
+    spec = FeatureSpec(provenance.encoder, provenance.encoder_hash, geometry["mpp"], geometry["patch_px"], overlap, dim)
     return spec, count
 
 

@@ -98,7 +98,9 @@ def load_cohort(
     case_ids = list(_column(table, path, case_column)) if case_column != slide_column else slide_ids
     if isinstance(task, SurvivalTask):
         times, events = _survival_columns(table, path, task)
-        slides = [CohortSlide(*row) for row in zip(slide_ids, case_ids, [None] * len(times), times, events, strict=True)]
+        slides = [
+            CohortSlide(*row) for row in zip(slide_ids, case_ids, [None] * len(times), times, events, strict=True)
+        ]
         cohort = _in_file(path, slides, task, ())
         _one_outcome_a_patient(cohort, path)
         return cohort
@@ -175,9 +177,7 @@ def _survival_columns(table: pd.DataFrame, path: Path, task: SurvivalTask) -> tu
     values = sorted(set(column))
     events = [_same_value(v, task.event_value) for v in column]
     if not any(events):
-        raise CohortError(
-            f"cohort {path}: no row has {task.event}; {task.event_column} holds {', '.join(values[:5])}"
-        )
+        raise CohortError(f"cohort {path}: no row has {task.event}; {task.event_column} holds {', '.join(values[:5])}")
     if len({v for v, e in zip(column, events, strict=True) if not e}) > 1:
         raise CohortError(f"cohort {path}: {task.event_column} must hold two values, it holds {', '.join(values[:5])}")
     return times, events

@@ -59,7 +59,8 @@ class SlideFold:
 def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: float = 0.2) -> tuple[Fold, ...]:
     """Cross-validation folds of case ids: every patient is tested once and stands on one side of each fold.
 
-    Stratified by label (a patient's most frequent one), or by event and by whether the time is above the median.
+    Stratified by label (a patient's most frequent one), or by event and, where there are enough patients of each kind,
+    by whether the time is above the median.
 
     Args:
         cohort: who is to be split.
@@ -73,7 +74,7 @@ def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: flo
     if folds < 2:
         raise SplitError(f"folds: must be at least 2, got {folds}")
     cases = list(cohort.cases())
-    strata = _strata(cohort, cases)
+    strata = _strata(cohort, cases, at_least=folds + 1)
     rarest, count = min(Counter(strata).items(), key=lambda item: item[1])
     if count < folds + 1:
         raise SplitError(
@@ -141,15 +142,17 @@ def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: in
     return SlideFold(fold.index, **sides, inner_val=inner, leaked_cases=_leaked(sides))
 
 
-def _strata(cohort: Cohort, cases: Sequence[str]) -> list[str]:
+def _strata(cohort: Cohort, cases: Sequence[str], *, at_least: int = 0) -> list[str]:
     grouped = cohort.cases()
-    if isinstance(cohort.task, SurvivalTask):
-        first = [grouped[case][0] for case in cases]
-        median = float(np.median([s.time for s in first if s.time is not None]))
-        late = [bool(s.time is not None and s.time > median) for s in first]
-        return [f"{'event' if s.event else 'censored'}, {'late' if x else 'early'}" for s, x in zip(first, late, strict=True)]
-    labels = [Counter(s.label for s in grouped[case]) for case in cases]
-    return [str(counts.most_common(1)[0][0]) for counts in labels]
+    if not isinstance(cohort.task, SurvivalTask):
+        labels = [Counter(s.label for s in grouped[case]) for case in cases]
+        return [str(counts.most_common(1)[0][0]) for counts in labels]
+    first = [grouped[case][0] for case in cases]
+    median = float(np.median([s.time for s in first if s.time is not None]))
+    outcome = ["event" if s.event else "censored" for s in first]
+    half = ["late" if s.time is not None and s.time > median else "early" for s in first]
+    fine = [f"{o}, {h}" for o, h in zip(outcome, half, strict=True)]
+    return fine if min(Counter(fine).values()) >= at_least else outcome
 
 
 def _stratified_cut(

@@ -6,6 +6,7 @@ Survival depends on the same arrangement. A model that is blind to position has 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ _TWO_SLIDES = 0.1  # share of patients with two slides
 _TWO_PIECES = 0.3  # share of slides with two pieces of tissue
 _AT_40X = 0.2  # share of slides scanned at twice the resolution
 _POSITIVE_SHARE = (0.15, 0.25)
+_MADE_WITH = "demo.json"
 _CELLS_A_SIDE = (18, 22)
 _OUTLINE_PX = 4
 _MEDIAN_MONTHS = 40.0  # of the scattered class, before censoring
@@ -46,7 +48,7 @@ class DemoCohort:
 def make_demo_cohort(
     out: Path | str, *, slides: int = 60, seed: int = 0, on_slide: Callable[[], None] | None = None
 ) -> DemoCohort:
-    """Write the demo's slides and cohort table; the same seed gives the same files.
+    """Write the demo's slides and cohort table; the same seed gives the same files. Slides that are there are kept.
 
     Args:
         out: folder; gets ``slides/`` and ``cohort.csv``.
@@ -55,23 +57,41 @@ def make_demo_cohort(
         on_slide: called after each slide.
 
     Raises:
-        ConfigError: too few slides.
+        ConfigError: too few slides, or the folder holds another demo.
     """
     if slides < 10:
         raise ConfigError(f"slides: the demo needs at least 10, got {slides}")
     out = Path(out)
-    (out / "slides").mkdir(parents=True, exist_ok=True)
+    _claim_folder(out, {"slides": slides, "seed": seed})
     table = _cohort_table(slides, np.random.default_rng([seed, 0]))
     painter = Painter()
     for number, row in enumerate(table.itertuples()):
+        path = out / "slides" / f"{row.slide_id}.tiff"
+        if path.exists():
+            continue
         generator = np.random.default_rng([seed, 1, number])
         scale = 2 if generator.random() < _AT_40X else 1
         picture = painter.paint(draw_layout(str(row.arrangement), generator), generator, scale=scale)
-        write_slide(picture, out / "slides" / f"{row.slide_id}.tiff", mpp=MPP / scale)
+        write_slide(picture, path, mpp=MPP / scale)
         if on_slide:
             on_slide()
     table.to_csv(out / "cohort.csv", index=False)
     return DemoCohort(out / "slides", out / "cohort.csv", _arrangement_c_index(table))
+
+
+def _claim_folder(out: Path, made_with: dict[str, int]) -> None:
+    """Make the folder, or check that what it holds is this very demo."""
+    path = out / _MADE_WITH
+    if path.exists():
+        earlier = json.loads(path.read_text("utf-8"))
+        if earlier != made_with:
+            raise ConfigError(
+                f"out {out}: holds the demo of {earlier['slides']} slides, seed {earlier['seed']}; give another --out"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise ConfigError(f"out {out}: is not empty; give another --out")
+    (out / "slides").mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made_with) + "\n", "utf-8")
 
 
 def draw_layout(arrangement: str, generator: np.random.Generator) -> Layout:

@@ -6,6 +6,7 @@ common kind of patch; the rarer kind is cut from where the DAB is.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ _TILE_PX = 256
 _LEVELS = 3
 _JPEG_QUALITY = 85
 _DAB_LEFT = 0.12  # share of its DAB that the common kind keeps
-_LEAST_HAEMATOXYLIN = 0.05
+_LEAST_HAEMATOXYLIN = 0.02
+_HAEMATOXYLIN_GAIN = 2.0
 _DAB_RICH = 0.75  # windows in the upper quarter of DAB are what the rarer kind is cut from
 
 
@@ -46,7 +48,7 @@ class Painter:
 
         stains = color.rgb2hed(data.immunohistochemistry()).astype(np.float32)
         # Lumina are pale to the point of background; which patches count as tissue must not depend on their contents.
-        stains[..., 0] = np.maximum(stains[..., 0], _LEAST_HAEMATOXYLIN)
+        stains[..., 0] = _HAEMATOXYLIN_GAIN * np.maximum(stains[..., 0], _LEAST_HAEMATOXYLIN)
         dab = stains[..., 2]
         corners = [(y, x) for y in range(0, 512 - CELL_PX + 1, 16) for x in range(0, 512 - CELL_PX + 1, 16)]
         amount = np.array([dab[y : y + CELL_PX, x : x + CELL_PX].mean() for y, x in corners])
@@ -63,7 +65,7 @@ class Painter:
         """
         from skimage import color
 
-        gain = generator.normal(1.0, 0.06, 3).astype(np.float32)
+        gain = generator.normal(1.0, 0.06, 3).clip(0.88, 1.12).astype(np.float32)
         kinds = (gain, gain * np.array([1, 1, _DAB_LEFT], np.float32))
         positive, common = (
             np.rint(255 * np.clip(color.hed2rgb(self._stains[scale] * kind), 0, 1)).astype(np.uint8) for kind in kinds
@@ -96,12 +98,14 @@ def write_slide(picture: np.ndarray, path: Path, *, mpp: float) -> None:
         "photometric": "rgb",
         "metadata": None,
     }
-    with tifffile.TiffWriter(path) as file:
+    partial = path.with_name(f".{path.name}.partial")
+    with tifffile.TiffWriter(partial) as file:
         for level in range(_LEVELS):
             per_cm = 10_000 / (mpp * 2**level)
             resolution = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
             file.write(picture, **options, **resolution, subfiletype=int(level > 0), software="wsi2d demo")
             picture = _halved(picture)
+    os.replace(partial, path)
 
 
 def _enlarged(stains: np.ndarray, scale: int) -> np.ndarray:

@@ -114,7 +114,8 @@ class Mamba2DMixer(nn.Module):
         self.flips = _FLIPS[directions] if scan else ()
         sets = 1 if share_directions else directions
         self.scans = nn.ModuleList(
-            ScanParameters(inner, state, math.ceil(dim / 16), dt_init, dt_min, dt_max) for _ in range(sets if scan else 0)
+            ScanParameters(inner, state, math.ceil(dim / 16), dt_init, dt_min, dt_max)
+            for _ in range(sets if scan else 0)
         )
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
@@ -154,9 +155,7 @@ class Mamba2DMixer(nn.Module):
 class ScanParameters(nn.Module):
     """The selective parameters of one scan direction, and the scan with them."""
 
-    def __init__(
-        self, inner: int, state: int, rank: int, dt_init: DtInit, dt_min: float, dt_max: float
-    ) -> None:
+    def __init__(self, inner: int, state: int, rank: int, dt_init: DtInit, dt_min: float, dt_max: float) -> None:
         super().__init__()
         self.split = (rank, state, state)
         self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from wsi2d.errors import SlideError
 
-SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .svslide .bif .vms .vmu .czi .dcm .png .jpg .jpeg .bmp".split()
-)
+_OPENSLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+SLIDE_SUFFIXES = frozenset((*_OPENSLIDE_SUFFIXES, *_IMAGE_SUFFIXES, ".dcm"))
 
 
 @dataclass(frozen=True)

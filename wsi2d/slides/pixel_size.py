@@ -61,8 +61,7 @@ def resolve_mpp(
     if header.objective_power:
         hint = f" (scanned at {header.objective_power:g}×, often {10 / header.objective_power:g} µm/px)"
     raise SlideError(
-        f"slide '{slide_id}': no pixel size (mpp) in the header{hint}; "
-        "give --slide-mpp, or --cohort with an mpp column"
+        f"slide '{slide_id}': no pixel size (mpp) in the header{hint}; give --slide-mpp, or --cohort with an mpp column"
     )
 
 

@@ -15,9 +15,7 @@ from wsi2d.models.output import class_probabilities, hazards, risk
 
 
 @torch.inference_mode()
-def predict_bags(
-    model: nn.Module, bags: Sequence[GridBag], device: torch.device
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def predict_bags(model: nn.Module, bags: Sequence[GridBag], device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits ``[batch, classes or bins]`` and each bag's attention ``[N]``, on the CPU in float32."""
     model.eval()
     output = model(collate(bags).to(device))

@@ -1,0 +1,152 @@
+"""Where a run's models look on a slide: the fold that did not see it, or all folds for a new slide."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wsi2d.config import ExtractConfig, PatchConfig, TissueConfig
+from wsi2d.data.bags import FeatureSpec, load_bag
+from wsi2d.errors import FeatureStoreError, RunError, SlideError
+from wsi2d.evaluation.evaluate import PREDICTIONS_FILE
+from wsi2d.evaluation.predictions import Prediction, read_predictions
+from wsi2d.features.extract import extract
+from wsi2d.features.store import feature_path, read_features, read_header
+from wsi2d.slides.discovery import SlideFile, find_slides
+from wsi2d.slides.patching import PatchGrid
+from wsi2d.training.predict import check_features, load_run_models
+from wsi2d.training.run import Run, open_run
+
+
+@dataclass(frozen=True)
+class SlideAttention:
+    """A prediction with the places of its patches.
+
+    Attributes:
+        slide: the slide file.
+        prediction: scores and attention ``[N]``.
+        grid: the patches, in the order of the attention.
+        classes: class names in the order of the scores; empty for survival.
+        folds: the folds whose models spoke.
+        slide_mpp: level-0 pixel size with which the features were made, µm.
+        truth: the known label, or time and event, as text; empty where unknown.
+    """
+
+    slide: SlideFile
+    prediction: Prediction
+    grid: PatchGrid
+    classes: tuple[str, ...]
+    folds: tuple[int, ...]
+    slide_mpp: float
+    truth: str
+
+    def relative(self) -> np.ndarray:
+        """Attention ``[N]`` in multiples of what each patch would get if all got the same."""
+        return self.prediction.attention * len(self.prediction.attention)
+
+    def on_grid(self) -> np.ndarray:
+        """:meth:`relative` on the slide's grid, float64 ``[rows, cols]``, NaN where there is no patch."""
+        grid = np.full(self.grid.shape, np.nan)
+        grid[tuple(self.grid.index.T)] = self.relative()
+        return grid
+
+
+def slide_attention(
+    run: Path | str,
+    slide: Path | str,
+    *,
+    folds: Sequence[int] | None = None,
+    slides: Path | str | None = None,
+    features: Path | str | None = None,
+    slide_mpp: float | None = None,
+    device: str = "auto",
+) -> SlideAttention:
+    """Attention of a run's models over one slide.
+
+    Args:
+        run: the run folder.
+        slide: a slide's id, or the path of a slide file.
+        folds: whose models to ask; by default the fold that had the slide on its test side, else all.
+        slides: folder in which to look for an id; the run's ``data.slides`` if not given.
+        features: folder of feature files; the run's if not given. A slide that has none is extracted on the way, as
+            the run's features were made.
+        slide_mpp: level-0 pixel size for that, µm.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        RunError, SlideError, FeatureStoreError: the run, the slide or its features cannot be found or do not fit.
+    """
+    opened = open_run(run)
+    file = _find_slide(opened, slide, slides)
+    chosen, truth = _test_fold(opened, file.slide_id)
+    asked = tuple(folds) if folds is not None else chosen
+    unknown = sorted(set(asked) - set(opened.folds))
+    if unknown:
+        raise RunError(f"run {run}: fold {unknown[0]} is not trained; there are {', '.join(map(str, opened.folds))}")
+    models = load_run_models(opened, asked, device=device)
+    folder = Path(features) if features is not None else opened.config.data.features
+    with tempfile.TemporaryDirectory(prefix="wsi2d-") as scratch:
+        path = feature_path(folder, file.slide_id)
+        if not path.exists():
+            path = _extract_alike(file, models.features, folder, Path(scratch), slide_mpp, device)
+        if not check_features(path, models.features):
+            raise SlideError(f"slide '{file.slide_id}': no tissue was found on it; there is nothing to show")
+        stored = read_features(path)
+        prediction = models.predict(load_bag(path))
+    classes = models.cards[0].classes
+    return SlideAttention(file, prediction, stored.grid, classes, asked, stored.provenance.slide_mpp, truth)
+
+
+def _find_slide(run: Run, slide: Path | str, slides: Path | str | None) -> SlideFile:
+    if Path(slide).exists():
+        return find_slides([slide])[0]
+    folder = slides if slides is not None else run.config.data.slides
+    if folder is None:
+        raise SlideError(f"slide '{slide}': is no file, and the run has no data.slides; give --slides FOLDER")
+    found = {file.slide_id: file for file in find_slides([folder])}
+    if str(slide) not in found:
+        raise SlideError(f"slide '{slide}': is no file, and no slide of that name is in {folder}")
+    return found[str(slide)]
+
+
+def _test_fold(run: Run, slide_id: str) -> tuple[tuple[int, ...], str]:
+    """The folds to ask about a slide, and what is known of it."""
+    path = run.folder / PREDICTIONS_FILE
+    if not path.exists():
+        raise RunError(f"run {run.folder}: no {PREDICTIONS_FILE}; train it to the end first")
+    table = read_predictions(path)
+    rows = table.rows[table.rows["slide_id"] == slide_id]
+    if rows.empty:
+        return run.folds, ""
+    row = rows.iloc[0]
+    if table.kind == "classification":
+        return (int(row["fold"]),), str(row["label"])
+    return (int(row["fold"]),), f"{row['time']:g}, {'event' if row['event'] else 'censored'}"
+
+
+def _extract_alike(
+    file: SlideFile, spec: FeatureSpec, features: Path, scratch: Path, slide_mpp: float | None, device: str
+) -> Path:
+    """Extract one slide with the settings of the run's own feature files."""
+    example = next((p for p in sorted(features.glob("*.h5")) if not p.name.startswith(".")), None)
+    if example is None:
+        raise FeatureStoreError(f"features {features}: no feature files to take the tissue settings from")
+    made = json.loads(read_header(example)[0].tissue)
+    tissue = {name: made[name] for name in TissueConfig.model_fields if name in made}
+    config = ExtractConfig(
+        encoder=spec.encoder,
+        patch=PatchConfig(
+            patch_px=spec.patch_px, mpp=spec.mpp, overlap_px=spec.overlap_px, min_tissue=made["min_tissue"]
+        ),
+        tissue=TissueConfig(**tissue),
+        device=device,
+    )
+    report = extract([file], scratch, config, slide_mpp=slide_mpp)
+    if report.failures:
+        raise SlideError(report.failures[0].error)
+    return feature_path(scratch, file.slide_id)

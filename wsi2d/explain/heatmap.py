@@ -1,0 +1,146 @@
+"""Attention drawn over the slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsi2d.errors import ConfigError
+from wsi2d.explain.attention import SlideAttention, slide_attention
+from wsi2d.slides.patching import PatchGrid
+from wsi2d.slides.reader import open_slide
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOUR_MAP = "viridis"
+OPACITY = 0.55
+_PANEL_PX = 900  # longer side of the slide as drawn
+_DPI = 100
+_TOP_PERCENTILE = 99.0
+
+
+def heatmap(
+    run: Path | str,
+    slide: Path | str,
+    out: Path | str,
+    *,
+    slides: Path | str | None = None,
+    features: Path | str | None = None,
+    slide_mpp: float | None = None,
+    device: str = "auto",
+) -> SlideAttention:
+    """Draw the attention of a run's model over a slide: the slide beside it, empty cells transparent, a legend.
+
+    Args:
+        run: the run folder.
+        slide: a slide's id or a slide file; see :func:`wsi2d.explain.attention.slide_attention`, also for the rest.
+        out: PNG, PDF or SVG to write.
+
+    Raises:
+        ConfigError: a suffix that cannot be drawn.
+        RunError, SlideError, FeatureStoreError: the run, the slide or its features cannot be found or do not fit.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in {".png", ".pdf", ".svg"}:
+        raise ConfigError(f"out {out}: must end in .png, .pdf or .svg")
+    attention = slide_attention(
+        run, slide, slides=slides, features=features, slide_mpp=slide_mpp, device=device
+    )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure = draw(attention)
+    figure.savefig(out, dpi=_DPI)
+    return attention
+
+
+def draw(attention: SlideAttention) -> Figure:
+    """A figure with the slide on the left and the attention over it on the right."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    with open_slide(attention.slide.path, slide_id=attention.slide.slide_id, mpp=attention.slide_mpp) as reader:
+        downsample = max(1.0, max(reader.slide.width, reader.slide.height) / _PANEL_PX)
+        picture = reader.read_overview(downsample)
+    values = attention.on_grid()
+    scale = Normalize(0.0, colour_limit(values), clip=True)
+    layer = overlay(scale(values), attention.grid, picture.shape[:2], downsample, colormaps[COLOUR_MAP])
+
+    height, width = picture.shape[:2]
+    figure = Figure(figsize=((2 * width + 260) / _DPI, (height + 110) / _DPI), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(picture)
+    right.imshow(picture)
+    right.imshow(layer)
+    for axes in (left, right):
+        axes.set_axis_off()
+    _scale_bar(left, width, downsample * attention.slide_mpp)
+    bar = figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=right, fraction=0.04, pad=0.02, extend="max")
+    bar.set_label("attention (1 = the same for every patch)")
+    figure.suptitle(caption(attention))
+    return figure
+
+
+def caption(attention: SlideAttention) -> str:
+    """One line: which slide, what the model says of it, who spoke, and what is known."""
+    prediction = attention.prediction
+    if attention.classes:
+        best = int(np.argmax(prediction.scores))
+        says = f"{attention.classes[best]} {prediction.scores[best]:.2f}"
+    else:
+        says = f"risk {prediction.risk:.2f}"
+    who = f"fold {attention.folds[0]}" if len(attention.folds) == 1 else f"mean of {len(attention.folds)} folds"
+    known = f"; known: {attention.truth}" if attention.truth else ""
+    return f"{attention.slide.slide_id}: {says} ({who}{known})"
+
+
+def overlay(
+    values: np.ndarray, grid: PatchGrid, shape: tuple[int, int], downsample: float, colour_map: object
+) -> np.ndarray:
+    """Cells as a picture to lay over the slide.
+
+    Args:
+        values: ``[rows, cols]`` in 0 to 1, NaN (or masked) where there is no patch.
+        grid: where the cells are.
+        shape: height and width of the picture, px.
+        downsample: level-0 px per picture px.
+        colour_map: from values to RGBA.
+
+    Returns:
+        float ``[height, width, 4]`` RGBA, transparent where there is no patch. A cell covers its pitch around its
+        patch's centre, so overlapping patches do not hide each other.
+    """
+    values = np.ma.filled(np.ma.masked_invalid(values), np.nan)
+    rows, cols = (_cell_of(length, downsample, grid) for length in shape)
+    inside = (rows >= 0)[:, None] & (rows < grid.shape[0])[:, None] & (cols >= 0) & (cols < grid.shape[1])
+    cells = values[np.ix_(rows.clip(0, grid.shape[0] - 1), cols.clip(0, grid.shape[1] - 1))]
+    shown = inside & ~np.isnan(cells)
+    layer = np.asarray(colour_map(np.nan_to_num(cells)))  # type: ignore[operator]
+    layer[..., 3] = np.where(shown, OPACITY, 0.0)
+    return layer
+
+
+def colour_limit(values: np.ndarray) -> float:
+    """The value at the top of the colour scale: the 99th percentile, and at least 2 (twice the even share)."""
+    return max(2.0, float(np.nanpercentile(values, _TOP_PERCENTILE)))
+
+
+def _cell_of(length: int, downsample: float, grid: PatchGrid) -> np.ndarray:
+    """Row (or column) of the grid in which each pixel's centre lies."""
+    centre = (np.arange(length) + 0.5) * downsample
+    return np.floor((centre - (grid.patch_level0 - grid.stride_level0) / 2) / grid.stride_level0).astype(int)
+
+
+def _scale_bar(axes: object, width_px: int, mpp: float) -> None:
+    """A bar of a round length, about a fifth of the picture."""
+    target = width_px * mpp / 5
+    power = 10 ** np.floor(np.log10(target))
+    length = max(n for n in (1, 2, 5) if n * power <= target) * power
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    y, x = 0.03, 0.03
+    span = length / mpp / width_px
+    axes.plot([x, x + span], [y, y], color="black", lw=3, transform=axes.transAxes)  # type: ignore[attr-defined]
+    axes.text(x + span / 2, y + 0.012, label, ha="center", va="bottom", transform=axes.transAxes)  # type: ignore[attr-defined]
