@@ -39,7 +39,8 @@ def extract(
     from rich.markup import escape
 
     from wsi2d.cli import console
-    from wsi2d.config import ExtractConfig, merge, read_yaml, validate
+    from wsi2d.config import ExtractConfig, validate
+    from wsi2d.config_files import merge, read_yaml
     from wsi2d.data.cohort import load_cohort_mpp
     from wsi2d.features.extract import extract as run
     from wsi2d.slides.discovery import find_slides

@@ -24,7 +24,7 @@ def train(
     from rich.markup import escape
 
     from wsi2d.cli import console
-    from wsi2d.config import load_run_config
+    from wsi2d.config_files import load_run_config
     from wsi2d.training.crossval import train as run
 
     settings = load_run_config(config, override or [])

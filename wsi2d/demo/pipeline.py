@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from wsi2d.config import ClassificationTask, ExtractConfig, PatchConfig, SurvivalTask, load_run_config
+from wsi2d.config import ClassificationTask, ExtractConfig, PatchConfig, SurvivalTask
+from wsi2d.config_files import load_run_config
 from wsi2d.data.cohort import load_cohort
 from wsi2d.data.splits import make_splits, write_splits
 from wsi2d.demo.cohort import ARRANGEMENTS, DemoCohort, make_demo_cohort

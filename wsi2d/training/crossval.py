@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 
 from wsi2d.compute import available_cores
-from wsi2d.config import RunConfig, load_run_config
+from wsi2d.config import RunConfig
+from wsi2d.config_files import load_run_config
 from wsi2d.data.splits import SlideFold
 from wsi2d.errors import SplitError
 from wsi2d.evaluation.evaluate import PREDICTIONS_FILE, Evaluation, evaluate

@@ -15,7 +15,8 @@ from torch import nn
 
 from wsi2d import __version__
 from wsi2d.compute import available_cores, resolve_device
-from wsi2d.config import RunConfig, load_run_config, save_run_config
+from wsi2d.config import RunConfig
+from wsi2d.config_files import load_run_config, save_run_config
 from wsi2d.data.bags import BagStore
 from wsi2d.data.cohort import Cohort, load_cohort
 from wsi2d.data.splits import SlideFold, read_splits, resolve_fold, write_splits

@@ -1,0 +1,131 @@
+"""Configuration files: YAML, presets laid under it, ``key=value`` overrides laid over it.
+
+Relative paths are relative to the file they stand in; paths in overrides are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsi2d.config import RunConfig, validate
+from wsi2d.errors import ConfigError
+
+_PATH_KEYS = ("out", "data.cohort", "data.features", "data.splits", "data.slides")
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file, lay it over its preset, apply overrides and validate.
+
+    Args:
+        path: YAML file. Relative paths inside it are relative to its folder.
+        overrides: ``dotted.key=value`` strings; values are parsed as YAML.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is wrong.
+    """
+    values = read_yaml(path)
+    _resolve_paths(values, path.parent)
+    for override in overrides:
+        _apply_override(values, override)
+    if values.get("preset") is not None:
+        kind = values.get("task", {}).get("kind") if isinstance(values.get("task"), dict) else None
+        values = merge(load_preset(str(values["preset"]), kind), values)
+    return validate(RunConfig, values, source=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; raises ConfigError when the file is missing or is something else."""
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"config {path}: not valid YAML ({reason})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path}: must be a mapping of keys to values, got {type(values).__name__}")
+    return values
+
+
+def load_preset(name: str, task_kind: str | None) -> dict[str, Any]:
+    """Values of a shipped preset: ``configs/NAME.yaml``, or ``configs/NAME-<task kind>.yaml``."""
+    folder = resources.files("wsi2d.configs")
+    candidates = [name, f"{name}-{task_kind}"]
+    for candidate in candidates:
+        file = folder / f"{candidate}.yaml"
+        if file.is_file():
+            return yaml.safe_load(file.read_text("utf-8"))
+    known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    raise ConfigError(f"preset '{name}': unknown; there are {', '.join(known)}")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of ``over`` laid over ``base``, section by section.
+
+    A section that names another thing (``model: {name: abmil}`` over one of ``mamba2d-mil``) replaces the one below:
+    the options of one are not those of the other.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        mergeable = isinstance(value, Mapping) and isinstance(below, Mapping) and not _renames(below, value)
+        result[key] = merge(below, value) if mergeable else value
+    return result
+
+
+def _renames(below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    return "name" in over and over["name"] != below.get("name", over["name"])
+
+
+def save_run_config(config: RunConfig, path: Path) -> None:
+    """Write a resolved configuration that loads again from where it lies (paths relative to its folder)."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    # The preset is already merged in: kept as a key it would be laid under the values again, to no effect.
+    values.pop("preset", None)
+    for dotted in _PATH_KEYS:
+        section, key = _descend(values, dotted)
+        if section is not None and section.get(key) is not None:
+            section[key] = Path(os.path.relpath(section[key], path.parent)).as_posix()
+    path.write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator or not dotted:
+        raise ConfigError(f"override '{override}': must be key=value, as in training.epochs=10")
+    section = values
+    *parents, key = dotted.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+    if key == "name" and _renames(section, {"name": value}):
+        section.clear()
+    section[key] = value
+    if dotted in _PATH_KEYS and section[key] is not None:
+        section[key] = str(Path(str(section[key])).absolute())
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    for dotted in _PATH_KEYS:
+        section, key = _descend(values, dotted)
+        if section is not None and isinstance(section.get(key), str):
+            section[key] = os.path.normpath(folder.absolute() / section[key])
+
+
+def _descend(values: dict[str, Any], dotted: str) -> tuple[dict[str, Any] | None, str]:
+    section: Any = values
+    *parents, key = dotted.split(".")
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, dict) else None
+    return (section if isinstance(section, dict) else None), key
