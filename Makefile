@@ -1,0 +1,49 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv if it is missing.
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+# The first Python from 3.11 to 3.13 on this machine; `make PYTHON=/path/to/python` takes another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help demo test slow lint format notebook wheel clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/'
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "wsi2d needs Python 3.11, 3.12 or 3.13; install one, or run make PYTHON=/path/to/python"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(BIN)/.installed  ## slides painted, cut, trained on, evaluated and drawn, into demo/ (about 4 minutes on 2 cores)
+	$(BIN)/wsi2d demo --out $(DEMO)
+
+test: $(BIN)/.installed  ## lint and the tests that take seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(BIN)/.installed  ## the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+lint: $(BIN)/.installed  ## ruff alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(BIN)/.installed  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebook: $(BIN)/.installed  ## run the notebook on demo/ and keep its outputs
+	WSI2D_DEMO=$(abspath $(DEMO)) $(BIN)/python -m nbclient.cli --inplace notebooks/attention_heatmaps.ipynb 2>/dev/null \
+		|| WSI2D_DEMO=$(abspath $(DEMO)) $(BIN)/jupyter execute --inplace notebooks/attention_heatmaps.ipynb
+
+wheel: $(BIN)/.installed  ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove what was built and installed (not demo/)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
