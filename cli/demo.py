@@ -58,13 +58,14 @@ def _print_report(report: DemoReport, slides: int, seed: int, seconds: float) ->
 
     from wsi2d.cli import console
 
-    title = f"{slides} slides, seed {seed}, {len(report.rows[0].summary.per_fold)} folds"
-    table = console.plain_table(title, "run", "metric", "each fold", "mean ± sd", "pooled [95 %]")
+    folds = len(report.rows[0].summary.per_fold)
+    title = f"{slides} slides, seed {seed}, {folds} folds: AUC of the class, C-index of survival"
+    table = console.plain_table(title, "run", "each fold", "mean ± sd", "pooled [95 %]")
     for row in report.rows:
         s = row.summary
         spread = f"{console.number(s.mean)} ± {console.number(s.sd)}"
         pooled = f"{console.number(s.pooled)} {escape(console.interval(s.pooled_interval))}"
-        table.add_row(row.run, row.metric, console.fold_values(s), spread, pooled)
+        table.add_row(row.run, console.fold_values(s), spread, pooled, end_section=row is report.rows[-2])
     console.out.print(table)
     known = report.arrangement_c_index
     console.out.print(

@@ -145,15 +145,19 @@ def plain_slide_id(name: str) -> str:
 
 def _read_table(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False)
     except FileNotFoundError as error:
         raise CohortError(f"cohort {path}: no such file") from error
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise CohortError(f"cohort {path}: not a readable CSV table ({' '.join(str(error).split())})") from error
+    if not isinstance(table.index, pd.RangeIndex):  # what pandas makes of it: the first column becomes an index
+        raise CohortError(f"cohort {path}: its rows hold more fields than its header; name every column")
     table.columns = [str(c).strip() for c in table.columns]
+    table = table.apply(lambda column: column.str.strip())
+    table = table[(table != "").any(axis=1)]  # the index still tells the line
     if table.empty:
         raise CohortError(f"cohort {path}: has no rows")
-    return table.apply(lambda column: column.str.strip())
+    return table
 
 
 def _column(table: pd.DataFrame, path: Path, name: str) -> pd.Series:
@@ -169,10 +173,11 @@ def _column(table: pd.DataFrame, path: Path, name: str) -> pd.Series:
 
 
 def _survival_columns(table: pd.DataFrame, path: Path, task: SurvivalTask) -> tuple[list[float], list[bool]]:
-    times = [_float(v) for v in _column(table, path, task.time)]
-    for line, time in enumerate(times, 2):
-        if not (math.isfinite(time) and time >= 0):
-            raise CohortError(f"cohort {path}: line {line} has {task.time} '{time}'; it must be a number >= 0")
+    times = []
+    for row, text in _column(table, path, task.time).items():
+        times.append(_float(text))
+        if not (math.isfinite(times[-1]) and times[-1] >= 0):
+            raise CohortError(f"cohort {path}: line {row + 2} has {task.time} '{text}'; it must be a number >= 0")
     column = _column(table, path, task.event_column)
     values = sorted(set(column))
     events = [_same_value(v, task.event_value) for v in column]
