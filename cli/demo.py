@@ -69,11 +69,12 @@ def _print_report(report: DemoReport, slides: int, seed: int, seconds: float) ->
     console.out.print(table)
     known = report.arrangement_c_index
     console.out.print(
-        "Every slide holds both kinds of patch in like shares; the class is only how they\n"
-        "are arranged, so abmil, blind to position, has nothing to go by. The controls (no\n"
-        "scan; the grid on one row) solve it too: it shows that position matters, not yet\n"
-        "that 2D beats 1D. Survival follows the same arrangement: knowing it and nothing\n"
-        f"else gives a C-index of {known:.3f}, to be compared with the mean over folds.",
+        "Every slide holds both kinds of patch in like shares; the class is only how\n"
+        "they are arranged, so abmil, blind to position, has nothing to go by. The\n"
+        "controls (no scan; the grid on one row) solve it too: it shows that position\n"
+        "matters, not yet that 2D beats 1D. Survival follows the same arrangement:\n"
+        f"knowing it and nothing else gives a C-index of {known:.3f}, to be compared with\n"
+        "the mean over folds.",
         soft_wrap=True,
     )
     for path in report.heatmaps:

@@ -11,7 +11,7 @@ import typer
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     bootstrap: Annotated[
-        int | None, typer.Option(help="Resamples of patients. [default: the run's, else 1000]")
+        int | None, typer.Option(help="Resamples of patients. (default: the run's, else 1000)")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json instead of the table.")] = False,
 ) -> None:

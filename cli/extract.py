@@ -18,18 +18,18 @@ def extract(
     slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders that are searched for them.")],
     out: Annotated[Path, typer.Option(help="Folder of the feature files.")],
     config: Annotated[Path | None, typer.Option(help="YAML with the options below and those of tissue.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Patch encoder. [default: histology-stats]")] = None,
-    mpp: Annotated[float | None, typer.Option(help="Resolution of the patches, µm/px. [default: 0.5]")] = None,
-    patch_px: Annotated[int | None, typer.Option(help="Side of a patch, px. [default: 256]")] = None,
-    overlap_px: Annotated[int | None, typer.Option(help="Overlap of neighbouring patches, px. [default: 0]")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Patch encoder. (default: histology-stats)")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Resolution of the patches, µm/px. (default: 0.5)")] = None,
+    patch_px: Annotated[int | None, typer.Option(help="Side of a patch, px. (default: 256)")] = None,
+    overlap_px: Annotated[int | None, typer.Option(help="Overlap of neighbouring patches, px. (default: 0)")] = None,
     min_tissue: Annotated[
-        float | None, typer.Option(help="Share of a patch that must be tissue. [default: 0.25]")
+        float | None, typer.Option(help="Share of a patch that must be tissue. (default: 0.25)")
     ] = None,
     slide_mpp: Annotated[float | None, typer.Option(help="Pixel size of the slides' level 0, µm/px.")] = None,
     cohort: Annotated[Path | None, typer.Option(help="CSV with slide_id and mpp, for slides' pixel sizes.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that read patches. [default: 2]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Patches an encoder call. [default: 64]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that read patches. (default: 2)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Patches an encoder call. (default: 64)")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. (default: auto)")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo finished slides too.")] = False,
 ) -> None:
     """Cut slides into patches and encode them, one HDF5 file a slide.
@@ -48,7 +48,8 @@ def extract(
     patch = {"mpp": mpp, "patch_px": patch_px, "overlap_px": overlap_px, "min_tissue": min_tissue}
     given: dict[str, Any] = {"encoder": encoder, "workers": workers, "batch_size": batch_size, "device": device}
     given = {k: v for k, v in given.items() if v is not None}
-    given["patch"] = {k: v for k, v in patch.items() if v is not None}
+    patch = {k: v for k, v in patch.items() if v is not None}
+    given |= {"patch": patch} if patch else {}
     values = merge(read_yaml(config) if config else {}, given)
     settings = validate(ExtractConfig, values, source=str(config or "extract"))
     found = find_slides(slides)
@@ -61,7 +62,7 @@ def extract(
     counts = [f"{report.count('done')} done", f"{report.count('skipped')} already finished"]
     counts += [f"{report.count('empty')} without tissue"] * bool(report.count("empty"))
     counts += [f"{report.count('failed')} failed"] * bool(report.failures)
-    console.out.print(f"{len(found)} slides: {', '.join(counts)} → {escape(str(out))}", soft_wrap=True)
+    console.out.print(f"slides: {', '.join(counts)}, of {len(found)} → {escape(str(out))}", soft_wrap=True)
     for failure in report.failures:
         console.err.print(f"[red]failed:[/] {escape(failure.error)}", soft_wrap=True)
     if report.failures:

@@ -12,8 +12,8 @@ def heatmap(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     slide: Annotated[str, typer.Argument(help="A slide's id, or a slide file.")],
     out: Annotated[Path, typer.Option(help="PNG, PDF or SVG.")],
-    slides: Annotated[Path | None, typer.Option(help="Folder of slide files. [default: the run's data.slides]")] = None,
-    features: Annotated[Path | None, typer.Option(help="Folder of feature files. [default: the run's]")] = None,
+    slides: Annotated[Path | None, typer.Option(help="Folder of slide files. (default: the run's data.slides)")] = None,
+    features: Annotated[Path | None, typer.Option(help="Folder of feature files. (default: the run's)")] = None,
     slide_mpp: Annotated[float | None, typer.Option(help="Pixel size of a new slide's level 0, µm/px.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:

@@ -57,14 +57,15 @@ def main() -> None:
     show_log()
     try:
         app(arguments)
-    except Wsi2dError as error:
+    except (Wsi2dError, OSError) as error:  # OSError: a folder that cannot be made, a full disk; it names the file
         if debug:
             raise
         err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted; run the same command again to go on")
-        sys.exit(130)
+    except SystemExit as done:
+        if done.code == 130:  # what typer makes of an interrupt
+            err.print("interrupted; run the same command again to go on")
+        raise
 
 
 if __name__ == "__main__":

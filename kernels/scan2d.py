@@ -10,8 +10,8 @@ Over cells (i, j) of a grid, for each channel e and state n, with Δ = softplus(
 On a grid of one row it is Mamba's 1D selective scan.
 
 Source: J. Zhang et al., "2DMamba: Efficient State Space Model for Image Representation with Applications on
-Giga-Pixel Whole Slide Image Classification", CVPR 2025, equations 5 to 7; A. Gu and T. Dao, "Mamba: Linear-Time
-Sequence Modeling with Selective State Spaces", 2023.
+Giga-Pixel Whole Slide Image Classification", CVPR 2025 (the two passes of its 2D selective scan); A. Gu and T. Dao,
+"Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023.
 
 This module needs torch alone.
 """
@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 _HALF = (torch.float16, torch.bfloat16)
-_STATES_AT_ONCE = 2**25  # cells × channels × states that may be held at once: 128 MiB of float32 a buffer
+_STATES_AT_ONCE = 2**23  # cells × channels × states that may be held at once: 32 MiB of float32 a buffer
 
 
 def available_backends() -> tuple[str, ...]:

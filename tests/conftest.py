@@ -105,9 +105,9 @@ def paint_tissue() -> PaintTissue:
 def write_slide() -> WriteSlide:
     """Writes a tiled, pyramidal TIFF that OpenSlide opens.
 
-    ``mpp`` goes into the resolution tags (none with None, whatever the sense of it); ``aperio`` makes an Aperio SVS
-    whose description holds those words, such as ``MPP = 0.25|AppMag = 40``, and has no resolution tags then unless
-    ``mpp`` is given. ``compression`` is ``jpeg`` (quality 95) or ``deflate`` (lossless).
+    ``mpp`` goes into the resolution tags, sane or not, as one number or as (x, y); with None there are none.
+    ``aperio`` makes an Aperio SVS whose header holds those words, such as ``MPP = 0.25|AppMag = 40``.
+    ``compression`` is ``jpeg`` (quality 95) or ``deflate`` (lossless).
     """
     return _write_slide
 
@@ -205,8 +205,6 @@ def _write_slide(
     import tifffile
     from PIL import Image
 
-    if aperio is not None and mpp == 0.5:
-        mpp = None
     options = {"tile": (128, 128), "photometric": "rgb", "metadata": None, "compression": compression}
     if compression == "jpeg":
         options["compressionargs"] = {"level": 95}

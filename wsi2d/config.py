@@ -21,7 +21,7 @@ StrictT = TypeVar("StrictT", bound="Strict")
 class Strict(BaseModel):
     """Base of every configuration section: unknown keys are errors, values never change after construction."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class TissueConfig(Strict):
@@ -139,6 +139,8 @@ class SurvivalTask(Strict):
         return self.event.partition("=")[2]
 
 
+_TASK_KINDS = ("classification", "survival")
+
 Task = Annotated[ClassificationTask | SurvivalTask, Field(discriminator="kind")]
 
 
@@ -190,7 +192,8 @@ class RunConfig(Strict):
     @field_validator("model", mode="before")
     @classmethod
     def _model_by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        value = {"name": value} if isinstance(value, str) else value
+        return {"name": "mamba2d-mil", **value} if isinstance(value, Mapping) else value
 
 
 def validate(model: type[StrictT], values: Mapping[str, Any], *, source: str) -> StrictT:
@@ -215,6 +218,11 @@ def _explain(error: ValidationError, model: type[Strict]) -> str:
         return f"{key}: unknown key; {nearest(names[-1], list(section.model_fields))}"
     if first["type"] == "missing":
         return f"{key}: missing"
+    if first["type"] == "union_tag_not_found":
+        return f"{key}.kind: missing; there are {', '.join(_TASK_KINDS)}"
+    if first["type"] == "union_tag_invalid":
+        kind = str(first["ctx"]["tag"])
+        return f"{key}.kind: '{kind}' is unknown; {nearest(kind, _TASK_KINDS)}"
     message = first["msg"].removeprefix("Value error, ")
     shown = repr(first["input"])
     return f"{key}: {message}" + (f", got {shown}" if len(shown) <= 60 and "got" not in message else "")
@@ -236,8 +244,7 @@ def _section_at(model: type[Strict], loc: tuple[int | str, ...]) -> tuple[type[S
             members = [m for m in members if m.model_fields["kind"].default == tag]
         if members:
             section = members[0]
-    tags = {get_args(m.model_fields["kind"].annotation)[0] for m in (ClassificationTask, SurvivalTask)}
-    return section, [n for k, n in enumerate(names) if not (k > 0 and names[k - 1] == "task" and n in tags)]
+    return section, [n for k, n in enumerate(names) if not (k > 0 and names[k - 1] == "task" and n in _TASK_KINDS)]
 
 
 def _is_section(annotation: Any) -> bool:

@@ -74,6 +74,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
+        if isinstance(value, str) and isinstance(below, Mapping) and "name" in below:
+            value = {"name": value}  # a name stands for its section
         mergeable = isinstance(value, Mapping) and isinstance(below, Mapping) and not _renames(below, value)
         result[key] = merge(below, value) if mergeable else value
     return result
@@ -85,7 +87,7 @@ def _renames(below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
 
 def save_run_config(config: RunConfig, path: Path) -> None:
     """Write a resolved configuration that loads again from where it lies (paths relative to its folder)."""
-    values = config.model_dump(mode="json", exclude_none=True)
+    values = config.model_dump(mode="json")  # with its nulls: left out, they would become defaults again
     # The preset is already merged in: kept as a key it would be laid under the values again, to no effect.
     values.pop("preset", None)
     for dotted in _PATH_KEYS:

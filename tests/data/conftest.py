@@ -1,6 +1,5 @@
 """Fixtures of the data tests: tables, feature files and the published cohorts."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +11,9 @@ from wsi2d.slides.patching import PatchGrid, cell_coords
 
 
 @pytest.fixture(scope="session")
-def tcga() -> Path:
-    """Published cohort tables and splits, where they are."""
-    given = os.environ.get("WSI2D_SHARED")
-    shared = Path(given) if given else Path(__file__).resolve().parents[2].parent / "shared"
-    if not (shared / "tcga").is_dir():
-        pytest.skip(f"no published tables at {shared / 'tcga'}; set WSI2D_SHARED to the folder that holds tcga/")
-    return shared / "tcga"
+def tcga(shared_dir: Path) -> Path:
+    """Published cohort tables and splits."""
+    return shared_dir / "tcga"
 
 
 @pytest.fixture
@@ -37,7 +32,9 @@ def write_table(tmp_path: Path) -> Callable[..., Path]:
 def write_features(tmp_path: Path) -> Callable[..., Path]:
     """Writes a feature file of a slide with patches at the cells ``index``; ``changes`` are to grid and provenance."""
 
-    def write(slide_id: str, index: list[tuple[int, int]], features: np.ndarray | None = None, **changes: object) -> Path:
+    def write(
+        slide_id: str, index: list[tuple[int, int]], features: np.ndarray | None = None, **changes: object
+    ) -> Path:
         cells = np.array(index, np.int32).reshape(-1, 2)
         if features is None:
             features = np.random.default_rng(len(cells)).standard_normal((len(cells), 3)).astype(np.float32)

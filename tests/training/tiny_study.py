@@ -76,7 +76,7 @@ def write_study(folder: Path, kind: str = "classification", *, seed: int = 0, **
             slide_id, case_id = f"s{patient:02d}{'xy'[part]}", f"p{patient:02d}"
             rows.append([slide_id, case_id, label, months, status])
             features = rng.normal(size=(int(rng.integers(8, 25)), DIM)).astype(np.float32)
-            features[: len(features) // 2, 0] += 2.0 * (label == "b")
+            features[: len(features) // 2, 0] += 5.0 * (label == "b")
             write_features(folder / "features", slide_id, features)
     write_table(folder / "cohort.csv", ["slide_id", "case_id", "label", "months", "status"], rows)
     cases = [f"p{patient:02d}" for patient in range(PATIENTS)]

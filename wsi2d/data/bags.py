@@ -38,6 +38,10 @@ class GridBag:
                 f"slide '{self.slide_id}': features {list(self.features.shape)} and index "
                 f"{list(self.index.shape)} do not match"
             )
+        if ((self.index < 0) | (self.index >= torch.tensor(self.shape))).any():
+            raise FeatureStoreError(
+                f"slide '{self.slide_id}': a patch lies outside its grid of {self.shape[0]}×{self.shape[1]}"
+            )
         if not torch.isfinite(self.features).all():
             raise FeatureStoreError(f"slide '{self.slide_id}': features hold NaN or infinity; extract it again")
 
@@ -133,6 +137,8 @@ def read_spec(path: Path) -> tuple[FeatureSpec, int]:
 
     provenance, geometry = read_header(path)
     with h5py.File(path, "r") as file:
+        if "features" not in file or file["features"].ndim != 2:
+            raise FeatureStoreError(f"{path}: has no features [N, D]; delete it and extract again")
         count, dim = file["features"].shape
     overlap = round(geometry["patch_px"] * (1 - geometry["stride_level0"] / geometry["patch_level0"]))
     spec = FeatureSpec(provenance.encoder, provenance.encoder_hash, geometry["mpp"], geometry["patch_px"], overlap, dim)
@@ -178,8 +184,10 @@ class BagStore:
         """A slide's bag.
 
         Raises:
-            FeatureStoreError: its file went missing or is damaged.
+            FeatureStoreError: it has no tissue, or its file went missing or is damaged.
         """
+        if slide_id in self.empty:
+            raise FeatureStoreError(f"slide '{slide_id}': has no tissue; leave it out")
         if slide_id in self._cache:
             return self._cache[slide_id]
         bag = load_bag(feature_path(self._folder, slide_id))

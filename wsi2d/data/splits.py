@@ -25,7 +25,7 @@ SIDES = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold as it stands in a splits file: ids of cases or of slides on each side, none on two sides."""
+    """One fold as it stands in a splits file: ids of cases or of slides on each side."""
 
     index: int
     train: tuple[str, ...]
@@ -69,10 +69,12 @@ def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: flo
         val_share: share of the patients outside the test side that choose the epoch.
 
     Raises:
-        SplitError: too few patients of a class for that many folds.
+        SplitError: too few patients of a class for that many folds, or impossible arguments.
     """
     if folds < 2:
         raise SplitError(f"folds: must be at least 2, got {folds}")
+    if seed < 0:
+        raise SplitError(f"folds: the seed must be at least 0, got {seed}")
     cases = list(cohort.cases())
     strata = _strata(cohort, cases, at_least=folds + 1)
     rarest, count = min(Counter(strata).items(), key=lambda item: item[1])
@@ -90,9 +92,19 @@ def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: flo
 
 
 def write_splits(folds: Sequence[Fold], folder: Path | str) -> None:
-    """Write ``splits_<k>.csv`` files: an index column and ragged columns ``train``, ``val``, ``test``."""
+    """Write ``splits_<k>.csv`` files: an index column and ragged columns ``train``, ``val``, ``test``.
+
+    Raises:
+        SplitError: the folder holds other folds, which would be read together with these.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    others = sorted(set(_split_files(folder)) - {fold.index for fold in folds})
+    if others:
+        raise SplitError(
+            f"splits {folder}: holds splits_{others[0]}.csv, which is none of these folds; delete it, or give another "
+            "folder"
+        )
     for fold in folds:
         rows = zip_longest(fold.train, fold.val, fold.test, fillvalue="")
         pd.DataFrame(rows, columns=list(SIDES)).to_csv(folder / f"splits_{fold.index}.csv")
@@ -105,7 +117,7 @@ def read_splits(folder: Path | str) -> tuple[Fold, ...]:
         SplitError: no such files, or one without its columns.
     """
     folder = Path(folder)
-    files = {int(m[1]): f for f in folder.glob("splits_*.csv") if (m := re.fullmatch(r"splits_(\d+)", f.stem))}
+    files = _split_files(folder)
     if not files:
         raise SplitError(f"splits {folder}: no files splits_0.csv, splits_1.csv, …; make them with `wsi2d splits make`")
     return tuple(_read_fold(files[k], k) for k in sorted(files))
@@ -115,7 +127,8 @@ def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: in
     """Turn a fold's ids into slides.
 
     Where the file names no test ids, its ``val`` is the held-out side (the field's published splits are of this
-    kind), and the side that chooses the epoch is cut from ``train``, by patient and stratified.
+    kind), and the side that chooses the epoch is cut from ``train``, by patient and stratified. Patients on two sides
+    are named in the result and slides on two sides warned of; what to do about them is the caller's to say.
 
     Args:
         fold: as read.
@@ -124,17 +137,18 @@ def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: in
         seed: of that cut.
 
     Raises:
-        SplitError: unknown ids, an empty side, or a slide on two sides.
+        SplitError: unknown ids, or an empty side.
     """
     by_id = _slides_by_id(cohort)
     sides = {name: _lookup(fold, name, by_id, cohort) for name in SIDES}
     inner = not sides["test"]
     if inner:
         sides["test"] = sides["val"]
-        sides["train"], sides["val"] = _inner_cut(sides["train"], cohort, inner_val, seed + fold.index)
-    for name in SIDES:
+    for name in ("train", "test") if inner else SIDES:
         if not sides[name]:
             raise SplitError(f"fold {fold.index}: its {name} side is empty; every fold needs train, val and test")
+    if inner:
+        sides["train"], sides["val"] = _inner_cut(sides["train"], cohort, inner_val, seed + fold.index)
     for a, b in combinations(SIDES, 2):
         shared = {s.slide_id for s in sides[a]} & {s.slide_id for s in sides[b]}
         if shared:
@@ -185,6 +199,10 @@ def _inner_cut(
         tuple(s for s in inside if s.case_id not in val_cases),
         tuple(s for s in inside if s.case_id in val_cases),
     )
+
+
+def _split_files(folder: Path) -> dict[int, Path]:
+    return {int(m[1]): f for f in folder.glob("splits_*.csv") if (m := re.fullmatch(r"splits_(\d+)", f.stem))}
 
 
 def _read_fold(path: Path, index: int) -> Fold:

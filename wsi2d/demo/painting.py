@@ -72,12 +72,13 @@ class Painter:
         )
         height, width = (scale * n for n in layout.tissue.shape)
         cell = scale * CELL_PX
+        background = generator.integers(242, 247)
         canvas = _mirror_tiled(common, height, width, generator)
         for row, col in np.argwhere(layout.positive):
             y, x = (scale * n for n in self._rich[generator.integers(len(self._rich))])
             patch = np.rot90(positive[y : y + cell, x : x + cell], generator.integers(4))
             canvas[row * cell : (row + 1) * cell, col * cell : (col + 1) * cell] = patch[:: generator.choice((-1, 1))]
-        canvas[~layout.tissue.repeat(scale, 0).repeat(scale, 1)] = generator.integers(242, 247)
+        canvas[~layout.tissue.repeat(scale, 0).repeat(scale, 1)] = background
         return canvas
 
 
@@ -95,6 +96,8 @@ def write_slide(picture: np.ndarray, path: Path, *, mpp: float) -> None:
         "tile": (_TILE_PX, _TILE_PX),
         "compression": "jpeg",
         "compressionargs": {"level": _JPEG_QUALITY},
+        # No chroma subsampling: decoders smooth what they upsample, and a patch would get its neighbour's colour.
+        "subsampling": (1, 1),
         "photometric": "rgb",
         "metadata": None,
     }

@@ -101,12 +101,12 @@ def evaluate_table(
     """Evaluate any table of out-of-fold predictions (see :func:`evaluate`)."""
     config = config or EvaluationConfig()
     slides = len(table.rows)
-    if table.kind == "survival":
-        table = table.subset(_one_row_a_case(table.rows))
-    rows = table.rows.reset_index(drop=True)
+    # an ensemble's predictions bear no fold: they are one
+    rows = table.rows.assign(fold=pd.to_numeric(table.rows["fold"], errors="coerce").fillna(0).astype(int))
+    rows = _one_row_a_case(rows) if table.kind == "survival" else rows.reset_index(drop=True)
     table = table.subset(rows)
-    folds = tuple(int(f) for f in sorted(pd.to_numeric(rows["fold"], errors="coerce").fillna(0).unique()))
-    fold_of = pd.to_numeric(rows["fold"], errors="coerce").fillna(0).to_numpy(int)
+    fold_of = rows["fold"].to_numpy()
+    folds = tuple(int(f) for f in np.unique(fold_of))
     score = _scorer(table)
 
     def both(chosen: np.ndarray) -> dict[str, float]:

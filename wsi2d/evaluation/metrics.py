@@ -20,8 +20,10 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dic
     Returns:
         ``auc`` (of class 1 where there are two classes, else the mean over classes one-vs-rest), ``f1`` (mean over
         classes), ``accuracy``, ``balanced_accuracy``. A metric that these labels do not define (an AUC where a class
-        is absent) is NaN.
+        is absent, anything of no rows) is NaN.
     """
+    if not len(labels):
+        return dict.fromkeys(CLASSIFICATION_METRICS, math.nan)
     predicted = probabilities.argmax(1)
     classes = np.arange(probabilities.shape[1])
     return {

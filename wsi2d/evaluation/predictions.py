@@ -90,7 +90,8 @@ def read_predictions(path: Path | str) -> PredictionTable:
     """Read a ``predictions.csv``, ours or anyone's with these columns.
 
     Raises:
-        RunError: missing file or columns, unknown labels, or numbers that are none.
+        RunError: missing file or columns, unknown labels, numbers that are none, folds that are no whole numbers, or
+            events that are neither 0 nor 1.
     """
     path = Path(path)
     try:
@@ -108,6 +109,14 @@ def read_predictions(path: Path | str) -> PredictionTable:
         rows[name] = pd.to_numeric(rows[name], errors="coerce")
     if rows.empty or not np.isfinite(rows[numeric].to_numpy(float)).all():
         raise RunError(f"predictions {path}: {', '.join(numeric)} must hold numbers in every row")
+    wrong = rows["fold"].astype(str).str.strip().ne("") & (pd.to_numeric(rows["fold"], errors="coerce") % 1 != 0)
+    if wrong.any():
+        raise RunError(
+            f"predictions {path}: fold '{rows['fold'][wrong].iloc[0]}' is no whole number; leave it blank for an "
+            "ensemble"
+        )
+    if kind == "survival" and not rows["event"].isin([0, 1]).all():
+        raise RunError(f"predictions {path}: event must be 1 (it happened) or 0 in every row")
     if classes and not set(rows["label"]) <= set(classes):
         unknown = sorted(set(rows["label"]) - set(classes))
         raise RunError(f"predictions {path}: label '{unknown[0]}' has no column '{_PROBABILITY}{unknown[0]}'")

@@ -28,6 +28,7 @@ def survival_metrics(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> d
     if not event.any() or len(time) < 2:
         return {"c_index": math.nan}
     try:
-        return {"c_index": float(concordance_index_censored(event.astype(bool), time, risk)[0])}
+        with np.errstate(invalid="ignore"):  # 0 / 0 where all that can be compared died at the same time
+            return {"c_index": float(concordance_index_censored(event.astype(bool), time, risk)[0])}
     except NoComparablePairException:
         return {"c_index": math.nan}

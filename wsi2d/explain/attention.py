@@ -103,15 +103,20 @@ def slide_attention(
 
 
 def _find_slide(run: Run, slide: Path | str, slides: Path | str | None) -> SlideFile:
-    if Path(slide).exists():
+    if Path(slide).is_file():
         return find_slides([slide])[0]
     folder = slides if slides is not None else run.config.data.slides
+    found = {file.slide_id: file for file in find_slides([folder])} if folder is not None else {}
+    if str(slide) in found:
+        return found[str(slide)]
+    if Path(slide).is_dir():  # a DICOM series
+        inside = find_slides([slide])
+        if len(inside) > 1:
+            raise SlideError(f"slide '{slide}': is a folder of {len(inside)} slides; give one of them")
+        return inside[0]
     if folder is None:
         raise SlideError(f"slide '{slide}': is no file, and the run has no data.slides; give --slides FOLDER")
-    found = {file.slide_id: file for file in find_slides([folder])}
-    if str(slide) not in found:
-        raise SlideError(f"slide '{slide}': is no file, and no slide of that name is in {folder}")
-    return found[str(slide)]
+    raise SlideError(f"slide '{slide}': is no file, and no slide of that name is in {folder}")
 
 
 def _test_fold(run: Run, slide_id: str) -> tuple[tuple[int, ...], str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -60,7 +62,11 @@ class FeatureBag:
         if self.features.ndim != 2 or len(self.features) != len(self.grid):
             raise FeatureStoreError(
                 f"slide '{self.provenance.slide_id}': features {list(self.features.shape)} do not belong to "
-                f"{len(self.grid)} patches; extract it again"
+                f"{len(self.grid)} patches"
+            )
+        if self.features.dtype not in (np.float16, np.float32):
+            raise FeatureStoreError(
+                f"slide '{self.provenance.slide_id}': features must be float16 or float32, got {self.features.dtype}"
             )
 
 
@@ -83,20 +89,34 @@ class FeatureWriter:
     def __init__(self, path: Path, grid: PatchGrid, provenance: Provenance, *, dim: int, dtype: str) -> None:
         self._path, self._partial = path, partial_path(path)
         self._rows = 0
+        stored = np.dtype(dtype)
         try:
             self._file = h5py.File(self._partial, "w")
-            self._features = _create(self._file, "features", (len(grid), dim), np.dtype(dtype))
+            self._features = _create(self._file, "features", (len(grid), dim), stored)
             _create(self._file, "coords", (len(grid), 2), np.dtype(np.int32))[:] = grid.coords
             _create(self._file, "index", (len(grid), 2), np.dtype(np.int32))[:] = grid.index
             self._file.attrs.update(_attributes(grid, provenance))
             self._file["coords"].attrs.update(_trident_attributes(grid, provenance))
         except OSError as error:
             self._partial.unlink(missing_ok=True)
-            raise FeatureStoreError(f"{path}: cannot be written ({error}); check the folder and the disk") from error
+            raise self._unwritable(error) from error
 
     def append(self, features: np.ndarray) -> None:
-        """Add the next rows, ``[n, D]``."""
-        self._features[self._rows : self._rows + len(features)] = features
+        """Add the next rows, ``[n, D]``.
+
+        Raises:
+            FeatureStoreError: the rows are of another width or too many, or the disk does not take them.
+        """
+        rows, dim = self._features.shape
+        if features.ndim != 2 or features.shape[1] != dim or self._rows + len(features) > rows:
+            raise FeatureStoreError(
+                f"{self._path}: the next rows must be [n, {dim}] with n at most {rows - self._rows}, "
+                f"got {list(features.shape)}"
+            )
+        try:
+            self._features[self._rows : self._rows + len(features)] = features
+        except (OSError, RuntimeError) as error:
+            raise self._unwritable(error) from error
         self._rows += len(features)
 
     def __enter__(self) -> FeatureWriter:
@@ -115,8 +135,14 @@ class FeatureWriter:
             if error is None:
                 _sync(self._partial)
                 os.replace(self._partial, self._path)
+        except (OSError, RuntimeError) as failure:
+            if error is None:
+                raise self._unwritable(failure) from failure
         finally:
             self._partial.unlink(missing_ok=True)
+
+    def _unwritable(self, error: BaseException) -> FeatureStoreError:
+        return FeatureStoreError(f"{self._path}: cannot be written ({_one_line(error)}); check the folder and the disk")
 
 
 def read_features(path: Path | str) -> FeatureBag:
@@ -126,19 +152,12 @@ def read_features(path: Path | str) -> FeatureBag:
         FeatureStoreError: the file is missing, damaged, incomplete or not ours.
     """
     path = Path(path)
-    with _open(path) as file:
-        try:
-            arrays = {name: file[name][()] for name in ("features", "coords", "index")}
-            provenance, geometry = _parse_attributes(dict(file.attrs))
-        except KeyError as error:
-            raise FeatureStoreError(
-                f"{path}: has no {error.args[0]}; it is no wsi2d feature file, extract again"
-            ) from error
-        except (OSError, ValueError, TypeError) as error:
-            raise FeatureStoreError(f"{path}: damaged ({error}); delete it and extract again") from error
+    with _reading(path) as file:
+        features, coords, index = (_array(file, name) for name in ("features", "coords", "index"))
+        provenance, geometry = _parse_attributes(dict(file.attrs))
     try:
-        return FeatureBag(arrays["features"], PatchGrid(arrays["coords"], arrays["index"], **geometry), provenance)
-    except SlideError as error:
+        return FeatureBag(features, PatchGrid(coords, index, **geometry), provenance)
+    except (FeatureStoreError, SlideError) as error:
         raise FeatureStoreError(f"{path}: {error}; delete it and extract again") from error
 
 
@@ -148,28 +167,49 @@ def read_header(path: Path) -> tuple[Provenance, dict[str, Any]]:
     Raises:
         FeatureStoreError: as :func:`read_features`.
     """
+    with _reading(path) as file:
+        return _parse_attributes(dict(file.attrs))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    """An open feature file, ours and complete; whatever HDF5 raises on damage becomes one line."""
     with _open(path) as file:
         try:
-            return _parse_attributes(dict(file.attrs))
-        except (KeyError, ValueError, TypeError) as error:
-            raise FeatureStoreError(f"{path}: damaged header ({error}); delete it and extract again") from error
+            if file.attrs.get("schema") != SCHEMA:
+                found = file.attrs.get("schema")
+                raise FeatureStoreError(f"{path}: schema is {found!r}, not '{SCHEMA}'; it is no wsi2d feature file")
+            if not file.attrs.get("complete", False):
+                raise FeatureStoreError(f"{path}: incomplete; extract the slide again")
+            yield file
+        except KeyError as error:
+            raise FeatureStoreError(
+                f"{path}: has no {error.args[0]}; it is no wsi2d feature file, extract again"
+            ) from error
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise FeatureStoreError(f"{path}: damaged ({_one_line(error)}); delete it and extract again") from error
 
 
 def _open(path: Path) -> h5py.File:
     try:
-        file = h5py.File(path, "r")
+        return h5py.File(path, "r")
     except FileNotFoundError as error:
         raise FeatureStoreError(f"{path}: no such feature file; extract the slide first") from error
     except OSError as error:
         raise FeatureStoreError(f"{path}: not a readable HDF5 file; delete it and extract again") from error
-    if file.attrs.get("schema") != SCHEMA:
-        found = file.attrs.get("schema")
-        file.close()
-        raise FeatureStoreError(f"{path}: schema is {found!r}, not '{SCHEMA}'; it is no wsi2d feature file")
-    if not file.attrs.get("complete", False):
-        file.close()
-        raise FeatureStoreError(f"{path}: incomplete; extract the slide again")
-    return file
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _array(file: h5py.File, name: str) -> np.ndarray:
+    if name not in file:
+        raise KeyError(name)
+    try:
+        return file[name][()]
+    except KeyError as error:  # what h5py makes of an object that is there and cannot be opened
+        raise OSError(f"{name}: {error.args[0]}") from error
 
 
 def _create(file: h5py.File, name: str, shape: tuple[int, int], dtype: np.dtype) -> h5py.Dataset:

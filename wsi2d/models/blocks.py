@@ -208,7 +208,8 @@ class AttentionPool(nn.Module):
         hidden = torch.tanh(self.value(cells))
         if self.gate is not None:
             hidden = hidden * torch.sigmoid(self.gate(cells))
-        scores = self.score(hidden).squeeze(-1).float()
+        scores = self.score(hidden).squeeze(-1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         attention = scores.masked_fill(~mask, -math.inf).softmax(-1)
         return torch.einsum("bl,bld->bd", attention.to(cells.dtype), cells), attention
 

@@ -42,8 +42,10 @@ def build_model(section: Mapping[str, Any], *, in_dim: int, out_dim: int) -> nn.
 
 
 def _model_class(section: Mapping[str, Any], source: str) -> Any:
-    name = section.get("name")
+    if section.get("name") is None:
+        raise ConfigError(f"config {source}: name: missing; there are {', '.join(MODELS)}")
+    name = str(section["name"])
     if name not in MODELS:
-        raise ConfigError(f"config {source}: model '{name}' is unknown; {nearest(str(name), list(MODELS))}")
+        raise ConfigError(f"config {source}: model '{name}' is unknown; {nearest(name, list(MODELS))}")
     module, _, attribute = MODELS[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -40,6 +40,7 @@ def find_slides(paths: Sequence[Path | str]) -> list[SlideFile]:
             files.append(given)
         else:
             raise SlideError(f"slides: {given} does not exist")
+    files = list({(f.name, f.resolve()): f for f in reversed(files)}.values())  # a file given twice is one slide
     dicom = [f for f in files if f.suffix.lower() == ".dcm"]
     found = [SlideFile(f.stem, f) for f in files if f.suffix.lower() != ".dcm"] + _dicom_slides(dicom)
     if not found:

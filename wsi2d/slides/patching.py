@@ -38,11 +38,15 @@ class PatchGrid:
     stride_level0: float
 
     def __post_init__(self) -> None:
-        n = len(self.index)
-        if self.index.shape != (n, 2) or self.coords.shape != (n, 2):
+        if self.index.ndim != 2 or self.index.shape[1] != 2 or self.coords.shape != self.index.shape:
             raise SlideError(
                 f"patch grid: index and coords must be [N, 2], got {self.index.shape} and {self.coords.shape}"
             )
+        if self.index.dtype.kind not in "iu" or self.coords.dtype.kind not in "iu":
+            raise SlideError(
+                f"patch grid: index and coords must be integers, got {self.index.dtype} and {self.coords.dtype}"
+            )
+        n = len(self.index)
         if not (self.patch_px > 0 and self.mpp > 0 and self.patch_level0 > 0 and self.stride_level0 > 0):
             raise SlideError("patch grid: patch_px, mpp, patch_level0 and stride_level0 must be > 0")
         if n and ((self.index < 0).any() or (self.index >= np.array(self.shape)).any()):

@@ -77,7 +77,8 @@ def segment_tissue(reader: SlideReader, config: TissueConfig | None = None) -> T
     )
     threshold = saturation_threshold(saturation, config)
     mask = saturation > threshold
-    mask = morphology.isotropic_closing(mask, config.close_um / mask_mpp)
+    # A closing never takes away; scikit-image's clears a corner of a mask that is true everywhere.
+    mask |= morphology.isotropic_closing(mask, config.close_um / mask_mpp)
     mask = morphology.remove_small_holes(mask, max_size=int(config.min_hole_um2 / mask_mpp**2))
     mask = morphology.remove_small_objects(mask, max_size=int(config.min_piece_um2 / mask_mpp**2))
     return TissueMask(mask, downsample, threshold)
@@ -88,8 +89,8 @@ def saturation_threshold(saturation: np.ndarray, config: TissueConfig) -> float:
     from skimage import filters
 
     if np.ptp(saturation) == 0:
-        return float(np.clip(saturation.flat[0], config.min_saturation, config.max_saturation))
-    return float(np.clip(filters.threshold_otsu(saturation), config.min_saturation, config.max_saturation))
+        return float(np.clip(float(saturation.flat[0]), config.min_saturation, config.max_saturation))
+    return float(np.clip(float(filters.threshold_otsu(saturation)), config.min_saturation, config.max_saturation))
 
 
 def _saturation(rgb: np.ndarray, min_value: float) -> np.ndarray:

@@ -77,20 +77,22 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, ModelCard]:
         RunError: missing, damaged, or weights that do not belong to the card's model.
     """
     tensors, metadata = _load(path)
-    try:
-        values = json.loads(metadata[_CARD_KEY])
-        card = ModelCard(
-            **{**values, "features": FeatureSpec(**values["features"])}
-            | {name: tuple(values[name]) for name in ("classes", "bin_edges")}
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: has no model card; it was not written by `wsi2d train`") from error
+    card = _parse_card(metadata, path)
     model = build_model(card.model, in_dim=card.in_dim, out_dim=card.out_dim)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise RunError(f"{path}: its weights are not those of a {card.model['name']}; train again") from error
     return model.to(device).eval(), card
+
+
+def load_card(path: Path) -> ModelCard:
+    """The card of a ``model.safetensors`` alone; reads no weights.
+
+    Raises:
+        RunError: as :func:`load_model`.
+    """
+    return _parse_card(_load(path, tensors=False)[1], path)
 
 
 def save_resume_point(point: ResumePoint, path: Path) -> None:
@@ -114,7 +116,10 @@ def load_resume_point(path: Path) -> ResumePoint | None:
         part: {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
         for part in ("model", "optimizer")
     }
-    return ResumePoint(**parts, **json.loads(metadata[_RESUME_KEY]))
+    try:
+        return ResumePoint(**parts, **json.loads(metadata[_RESUME_KEY]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: damaged (no place to go on from); delete it and train again") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -132,6 +137,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _parse_card(metadata: dict[str, str], path: Path) -> ModelCard:
+    try:
+        values = json.loads(metadata[_CARD_KEY])
+        return ModelCard(
+            **{**values, "features": FeatureSpec(**values["features"])}
+            | {name: tuple(values[name]) for name in ("classes", "bin_edges")}
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: has no model card; it was not written by `wsi2d train`") from error
+
+
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -141,10 +157,11 @@ def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> N
         partial.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _load(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file; train the fold to the end first") from error
     except (OSError, SafetensorError) as error:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import h5py
 import pandas as pd
 import torch
 
-from wsi2d.compute import available_cores
+from wsi2d.compute import available_cores, resolve_device
 from wsi2d.config import RunConfig
 from wsi2d.config_files import load_run_config
 from wsi2d.data.splits import SlideFold
@@ -61,13 +64,16 @@ def train(config: RunConfig | Path | str, *, progress: TrainProgress | None = No
     config = config if isinstance(config, RunConfig) else load_run_config(Path(config))
     progress = progress or TrainProgress()
     config = resolve_sections(config)
+    resolve_device(config.training.device)
     study = load_study(config)
     _refuse_leakage(config, study.folds)
     prepare_run_folder(config, study)
     progress.run_started(study.cohort.describe(), len(study.folds), config.training.epochs)
     todo = []
     for fold in study.folds:
-        if (fold_folder(config.out, fold.index) / PREDICTIONS_FILE).exists():
+        folder = fold_folder(config.out, fold.index)
+        if (folder / PREDICTIONS_FILE).exists():
+            (folder / RESUME_FILE).unlink(missing_ok=True)
             progress.fold_done(fold.index)
         else:
             todo.append(fold)
@@ -86,11 +92,16 @@ def _run_folds(config: RunConfig, study: Study, todo: Sequence[SlideFold], progr
                 progress.fold_done(fold.index)
         return
     context = _process_context()
-    with ProcessPoolExecutor(workers, context) as pool:
+    held, hold = context.Pipe(duplex=False)
+    with hold, ProcessPoolExecutor(workers, context, initializer=_end_when_let_go, initargs=(held,)) as pool:
         jobs = {pool.submit(_fold_job, config, fold.index, threads): fold.index for fold in todo}
-        for job in as_completed(jobs):
-            job.result()
-            progress.fold_done(jobs[job])
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                progress.fold_done(jobs[job])
+        except BaseException:
+            hold.close()
+            raise
 
 
 def _process_context() -> multiprocessing.context.BaseContext:
@@ -101,6 +112,17 @@ def _process_context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _end_when_let_go(held: Connection) -> None:
+    """End this process as soon as nobody holds the other end of a pipe: the run was killed or interrupted, or another
+    of its folds failed. Else this one would go on writing into the run folder; as it is, it can be gone on from."""
+
+    def wait() -> None:
+        held.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _fold_job(config: RunConfig, index: int, threads: int) -> None:

@@ -18,7 +18,7 @@ from wsi2d.config import RunConfig, TrainingConfig
 from wsi2d.data.bags import BagStore, collate
 from wsi2d.data.cohort import Cohort, CohortSlide
 from wsi2d.data.splits import SlideFold
-from wsi2d.errors import SplitError
+from wsi2d.errors import ConfigError, SplitError
 from wsi2d.evaluation.metrics import auc
 from wsi2d.evaluation.predictions import Prediction
 from wsi2d.evaluation.survival import survival_metrics
@@ -77,6 +77,7 @@ def train_fold(
 
     Raises:
         SplitError: a side has nothing to train on or to score.
+        ConfigError: training diverges.
     """
     fold = _usable(fold, store)
     task = fold_task(cohort, fold.train, fold.index)
@@ -125,9 +126,10 @@ def _train(setup: FoldSetup, folder: Path, on_epoch: EpochCallback) -> None:
         if score < best_score or best_epoch == 0:
             best_epoch, best_score = epoch, score
             save_model(model, _card(setup, epoch), folder / MODEL_FILE)
+        # The point to go on from comes last: what is killed before it does this epoch again, and loses nothing.
+        _write_history(history, best_epoch, folder / HISTORY_FILE)
         tensors = model.state_dict(), optimizer_tensors(optimizer)
         save_resume_point(ResumePoint(*tensors, epoch, best_epoch, best_score, history), folder / RESUME_FILE)
-        _write_history(history, best_epoch, folder / HISTORY_FILE)
         on_epoch(fold.index, row)
 
 
@@ -160,6 +162,10 @@ def _validate(model: nn.Module, setup: FoldSetup) -> tuple[float, float]:
     logits = torch.stack([logits for _, logits, _ in found])
     targets = task.targets([slide for slide, _, _ in found])
     loss = setup.loss(logits, targets).item() / training.loss_divisor
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"fold {fold.index}: training diverged, the loss on val is {loss}; lower training.lr, or set a grad_clip"
+        )
     predictions = [to_prediction(slide, row, attention, task.kind, fold.index) for slide, row, attention in found]
     if task.kind == "classification":
         return loss, auc(targets.index.numpy(), np.stack([p.scores for p in predictions]))

@@ -68,8 +68,7 @@ class DiscreteTimeNLL:
     With hazards h and survival S(k) = Π_{j≤k} (1 − h(j)), a patient whose event falls into bin k gives
     −log S(k−1) − log h(k), one censored in bin k gives −log S(k).
 
-    Source: S. Zadeh and M. Schmid, "Bias in Cross-Entropy-Based Training of Deep Survival Networks", IEEE TPAMI 2021,
-    equation 4.
+    Source: S. Zadeh and M. Schmid, "Bias in Cross-Entropy-Based Training of Deep Survival Networks", IEEE TPAMI 2021.
 
     Args:
         config: the options.
@@ -109,9 +108,9 @@ def loss_config(section: Mapping[str, Any], kind: str, *, source: str = "trainin
     values = dict(section)
     if values.get("name", "auto") == "auto":
         values["name"] = DEFAULT_LOSS[kind]
-    name = values["name"]
+    name = str(values["name"])
     if name not in LOSSES:
-        raise ConfigError(f"config {source}: loss '{name}' is unknown; {nearest(str(name), list(LOSSES))}")
+        raise ConfigError(f"config {source}: loss '{name}' is unknown; {nearest(name, list(LOSSES))}")
     if LOSSES[name].kind != kind:
         raise ConfigError(f"config {source}: '{name}' is a loss for {LOSSES[name].kind}, the task is {kind}")
     return validate(LOSSES[name].config_class, values, source=source)

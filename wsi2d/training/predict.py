@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ from wsi2d.compute import resolve_device
 from wsi2d.data.bags import FeatureSpec, GridBag, load_bag, read_spec
 from wsi2d.data.cohort import CohortSlide
 from wsi2d.errors import FeatureStoreError, RunError
+from wsi2d.evaluation.evaluate import PREDICTIONS_FILE
 from wsi2d.evaluation.predictions import Prediction, predictions_frame
 from wsi2d.training.checkpoint import ModelCard
 from wsi2d.training.inference import ensemble, predict_bags, to_prediction
 from wsi2d.training.run import Run, open_run, write_atomically
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,12 @@ def load_run_models(run: Run, folds: Sequence[int] | None = None, *, device: str
     """Load models of a run; those of all folds if none are named.
 
     Raises:
-        RunError: a model is missing or damaged.
+        RunError: a model is missing or damaged, or the models' outputs cannot be averaged.
     """
     where = resolve_device(device)
     loaded = [run.model(fold, where) for fold in (run.folds if folds is None else folds)]
+    if len({card.out_dim for _, card in loaded}) > 1:
+        raise RunError(f"run {run.folder}: its folds have different numbers of time bins and cannot be averaged")
     return RunModels(tuple(m for m, _ in loaded), tuple(c for _, c in loaded), where)
 
 
@@ -73,15 +79,17 @@ def predict(
         RunError: the run is unfinished.
     """
     opened = open_run(run)
+    if not (opened.folder / PREDICTIONS_FILE).exists():
+        raise RunError(f"run {run}: is unfinished; run `wsi2d train` to the end first")
     models = load_run_models(opened, device=device)
     files = _feature_files(Path(features))
     usable = [file for file in files if check_features(file, models.features)]
     if not usable:
         raise FeatureStoreError(f"features {features}: no slide with tissue; there is nothing to predict")
+    for file in sorted(set(files) - set(usable)):
+        logger.warning("slide '%s': has no tissue and is left out", file.stem)
     predictions = [models.predict(load_bag(file)) for file in usable]
     card = models.cards[0]
-    if len({c.bin_edges for c in models.cards}) > 1 and len({c.out_dim for c in models.cards}) > 1:
-        raise RunError(f"run {run}: its folds have different numbers of time bins and cannot be averaged")
     table = predictions_frame(predictions, card.kind, card.classes)
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)

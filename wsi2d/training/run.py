@@ -23,13 +23,15 @@ from wsi2d.data.splits import SlideFold, read_splits, resolve_fold, write_splits
 from wsi2d.errors import ConfigError, RunError
 from wsi2d.evaluation.evaluate import METRICS_FILE, NOTES_FILE
 from wsi2d.models.registry import model_config
-from wsi2d.training.checkpoint import ModelCard, load_model
+from wsi2d.training.checkpoint import ModelCard, load_card, load_model
 from wsi2d.training.fold import MODEL_FILE
 from wsi2d.training.losses import loss_config
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 SPLITS_FOLDER = "splits"
+# What a run that was killed while its folder was made can have left there; the configuration comes last.
+_WRITTEN_FIRST = {SPLITS_FOLDER, ENVIRONMENT_FILE, NOTES_FILE, CONFIG_FILE}
 
 # What may differ when a run goes on: none of it changes what is computed (threads may change the last digits).
 _FREE_KEYS: dict[str, Any] = {
@@ -108,16 +110,17 @@ def load_study(config: RunConfig) -> Study:
 
 
 def resolve_sections(config: RunConfig) -> RunConfig:
-    """Model and loss with all their options spelled out, so that the run folder says what was run.
+    """Model and loss with all their options spelled out, so that the run folder says what was run; full paths.
 
     Raises:
-        ConfigError: unknown model, loss, option or device.
+        ConfigError: unknown model, loss or option.
     """
     model = model_config(config.model).model_dump()
     loss = loss_config(config.training.loss, config.task.kind).model_dump()
-    resolve_device(config.training.device)
     training = config.training.model_copy(update={"loss": loss})
-    return config.model_copy(update={"model": model, "training": training})
+    paths = {name: _full_path(value) for name, value in config.data if isinstance(value, Path)}
+    data = config.data.model_copy(update=paths)
+    return config.model_copy(update={"out": _full_path(config.out), "data": data, "model": model, "training": training})
 
 
 def prepare_run_folder(config: RunConfig, study: Study) -> None:
@@ -133,7 +136,8 @@ def prepare_run_folder(config: RunConfig, study: Study) -> None:
         key = _first_difference(_decisive(resolve_sections(load_run_config(path))), _decisive(config))
         if key:
             raise RunError(f"run {out}: holds a run with another {key}; give another out, or delete that folder")
-    elif out.exists() and any(out.iterdir()):
+        _refuse_other_data(config, study)
+    elif _names_in(out) - _WRITTEN_FIRST:
         raise RunError(f"run {out}: is not empty and no run; give another out")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -143,7 +147,9 @@ def prepare_run_folder(config: RunConfig, study: Study) -> None:
         write_splits(read_splits(config.data.splits), out / SPLITS_FOLDER)
         write_atomically(out / ENVIRONMENT_FILE, json.dumps(_environment(config), indent=2) + "\n")
         write_atomically(out / NOTES_FILE, json.dumps(_notes(study), indent=2) + "\n")
-        save_run_config(config, path)
+        partial = _partial(path)
+        save_run_config(config, partial)
+        os.replace(partial, path)
     (out / METRICS_FILE).unlink(missing_ok=True)
 
 
@@ -154,9 +160,40 @@ def fold_folder(out: Path, index: int) -> Path:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file, complete or absent."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     partial.write_text(text, "utf-8")
     os.replace(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _names_in(folder: Path) -> set[str]:
+    """Names of what a folder holds; a file that was being written goes under the name it was to bear."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {p.name.removeprefix(".").removesuffix(".partial") for p in files}
+
+
+def _full_path(path: Path) -> Path:
+    return Path(os.path.normpath(path.absolute()))
+
+
+def _refuse_other_data(config: RunConfig, study: Study) -> None:
+    """A run goes on with the splits and features it began with: its finished folds are not trained again."""
+    out = config.out
+    if read_splits(out / SPLITS_FOLDER) != read_splits(config.data.splits):
+        raise RunError(
+            f"run {out}: began with other splits than {config.data.splits} holds now; give another out, or delete that "
+            "folder"
+        )
+    for path in sorted(out.glob(f"fold-*/{MODEL_FILE}")):
+        difference = load_card(path).features.difference(study.store.spec)
+        if difference:
+            raise RunError(
+                f"run {out}: began with other features, {config.data.features} has {difference}; give another out, or "
+                "delete that folder"
+            )
 
 
 def _notes(study: Study) -> list[str]:

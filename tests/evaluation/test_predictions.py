@@ -1,0 +1,149 @@
+"""Tables of predictions: what is written reads back, what cannot be evaluated is refused."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wsi2d.errors import RunError
+from wsi2d.evaluation.predictions import Prediction, predictions_frame, read_predictions
+
+CLASSES = "slide_id,case_id,fold,label,prob_low,prob_high"
+SURVIVAL = "slide_id,case_id,fold,time,event,risk"
+
+
+def write(folder: Path, *lines: str) -> Path:
+    path = folder / "predictions.csv"
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return path
+
+
+def failure(path: Path) -> str:
+    with pytest.raises(RunError) as caught:
+        read_predictions(path)
+    message = str(caught.value)
+    assert message.startswith(f"predictions {path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"predictions {path}: ")
+
+
+def prediction(slide_id: str, scores: list[float], **known: object) -> Prediction:
+    values = {"case_id": slide_id[:2], "fold": 0, "attention": np.ones(3, np.float32) / 3, **known}
+    return Prediction(slide_id=slide_id, scores=np.array(scores), **values)
+
+
+def test_classification_round_trip(tmp_path: Path) -> None:
+    made = [
+        prediction("007", [0.25, 0.75], label="high", fold=1),
+        prediction("1e5", [1 / 3, 2 / 3], label="low", fold=0),
+    ]
+    frame = predictions_frame(made, "classification", ("low", "high"))
+    assert list(frame) == CLASSES.split(",")
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    table = read_predictions(tmp_path / "p.csv")
+    assert (table.kind, table.classes) == ("classification", ("low", "high"))
+    assert table.rows["slide_id"].tolist() == ["007", "1e5"]
+    assert table.rows["case_id"].tolist() == ["00", "1e"]
+    assert table.labels.tolist() == [1, 0]
+    np.testing.assert_array_equal(table.probabilities, [[0.25, 0.75], [1 / 3, 2 / 3]])
+
+
+def test_survival_round_trip(tmp_path: Path) -> None:
+    made = [
+        prediction("a", [0.1, 0.2, 0.3], time=12.5, event=True, risk=-1.25),
+        prediction("b", [0.4, 0.5, 0.6], time=3.0, event=False, risk=-0.5),
+    ]
+    frame = predictions_frame(made, "survival", ())
+    assert list(frame) == [*SURVIVAL.split(","), "hazard_1", "hazard_2", "hazard_3"]
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    table = read_predictions(tmp_path / "p.csv")
+    assert (table.kind, table.classes) == ("survival", ())
+    assert table.rows[["time", "event", "risk"]].to_numpy(float).tolist() == [[12.5, 1, -1.25], [3, 0, -0.5]]
+
+
+def test_unknown_truth_is_left_empty() -> None:
+    frame = predictions_frame([prediction("a", [0.5, 0.5], fold=None)], "classification", ("x", "y"))
+    assert frame.to_csv(index=False).splitlines()[1] == "a,a,,,0.5,0.5"
+    frame = predictions_frame([prediction("a", [0.5], fold=None, risk=-0.5)], "survival", ())
+    assert frame.to_csv(index=False).splitlines()[1] == "a,a,,,,-0.5,0.5"
+
+
+def test_labels_and_ids_stay_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id,case_id,fold,label,prob_0,prob_NA", "01,NA,0,NA,0.5,0.5", "02,nan,0,0,0.5,0.5")
+    table = read_predictions(path)
+    assert table.labels.tolist() == [1, 0]
+    assert table.rows["case_id"].tolist() == ["NA", "nan"]
+
+
+def test_columns_of_others_do_no_harm(tmp_path: Path) -> None:
+    path = write(tmp_path, f"note,{CLASSES}", "x,a,c,0,low,0.9,0.1", ",b,d,0,high,0.2,0.8")
+    assert read_predictions(path).labels.tolist() == [0, 1]
+
+
+def test_an_ensemble_has_no_fold(tmp_path: Path) -> None:
+    assert len(read_predictions(write(tmp_path, CLASSES, "a,c,,low,0.9,0.1", "b,d,,high,0.2,0.8")).rows) == 2
+
+
+@pytest.mark.parametrize("missing", CLASSES.split(",")[:4])
+def test_missing_columns(tmp_path: Path, missing: str) -> None:
+    header = CLASSES.replace(missing, "other")
+    assert failure(write(tmp_path, header, "a,c,0,low,0.9,0.1")) == (
+        f"no column '{missing}'; see docs/formats.md for the schema"
+    )
+
+
+@pytest.mark.parametrize("missing", SURVIVAL.split(","))
+def test_missing_survival_columns(tmp_path: Path, missing: str) -> None:
+    header = SURVIVAL.replace(missing, "other")
+    assert failure(write(tmp_path, header, "a,c,0,1,1,0.5")).startswith(f"no column '{missing}'")
+
+
+@pytest.mark.parametrize("value", ["", "x", "nan", "inf"])
+@pytest.mark.parametrize("column", ["prob_low", "prob_high"])
+def test_probabilities_are_numbers(tmp_path: Path, column: str, value: str) -> None:
+    row = dict(zip(CLASSES.split(","), ["b", "d", "0", "low", "0.9", "0.1"], strict=True)) | {column: value}
+    message = failure(write(tmp_path, CLASSES, "a,c,0,low,0.9,0.1", ",".join(row.values())))
+    assert message == "prob_low, prob_high must hold numbers in every row"
+
+
+@pytest.mark.parametrize("value", ["", "x", "nan", "inf"])
+@pytest.mark.parametrize("column", ["time", "event", "risk"])
+def test_outcomes_are_numbers(tmp_path: Path, column: str, value: str) -> None:
+    row = dict(zip(SURVIVAL.split(","), ["b", "d", "0", "3", "1", "0.1"], strict=True)) | {column: value}
+    message = failure(write(tmp_path, SURVIVAL, "a,c,0,2,0,0.4", ",".join(row.values())))
+    assert message == "time, event, risk must hold numbers in every row"
+
+
+@pytest.mark.parametrize("value", ["2", "-1", "0.5"])
+def test_events_are_zero_or_one(tmp_path: Path, value: str) -> None:
+    # 1 and 2 is how another statistics package codes censored and dead: all would count as dead
+    path = write(tmp_path, SURVIVAL, "a,c,0,2,1,0.4", f"b,d,0,3,{value},0.1")
+    assert re.match(r"event must be 1 \(it happened\) or 0", failure(path))
+
+
+@pytest.mark.parametrize("value", ["first", "0.5", "fold-1", "inf"])
+def test_folds_are_whole_numbers_or_blank(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, CLASSES, "a,c,0,low,0.9,0.1", f"b,d,{value},high,0.1,0.9")
+    assert failure(path) == f"fold '{value}' is no whole number; leave it blank for an ensemble"
+
+
+def test_unknown_label(tmp_path: Path) -> None:
+    path = write(tmp_path, CLASSES, "a,c,0,low,0.9,0.1", "b,d,0,middle,0.1,0.9")
+    assert failure(path) == "label 'middle' has no column 'prob_middle'"
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    assert failure(tmp_path / "none.csv").startswith("cannot be read (")
+    assert failure(tmp_path).startswith("cannot be read (")
+    assert failure(write(tmp_path, CLASSES)) == "prob_low, prob_high must hold numbers in every row"
+    (tmp_path / "predictions.csv").write_text("")
+    assert failure(tmp_path / "predictions.csv").startswith("cannot be read (")
+
+
+def test_subset_keeps_kind_and_classes(tmp_path: Path) -> None:
+    table = read_predictions(write(tmp_path, CLASSES, "a,c,0,low,0.9,0.1", "b,d,0,high,0.2,0.8"))
+    part = table.subset(table.rows.iloc[1:])
+    assert (part.kind, part.classes, part.labels.tolist()) == (table.kind, table.classes, [1])
+    assert isinstance(part.rows, pd.DataFrame)

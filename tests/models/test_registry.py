@@ -1,0 +1,240 @@
+"""Every registered model with every value of its options: batches, attention, gradients, weights, odd grids."""
+
+import copy
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from wsi2d.data.bags import GridBag, collate
+from wsi2d.errors import ConfigError
+from wsi2d.models.registry import MODELS, _model_class, build_model, model_config
+
+MakeBags = Callable[..., list[GridBag]]
+MakeModel = Callable[..., nn.Module]
+
+IN_DIM, OUT_DIM = 6, 3
+SHAPES = [(5, 7), (1, 1), (1, 8), (8, 1), (9, 4), (2, 2)]
+SMALL = {"dim": 8, "state": 3, "attention_dim": 5}
+NUMBERS = {"dim": 20, "blocks": 2, "state": 1, "expand": 3, "attention_dim": 1, "dropout": 0.0, "dt_max": 0.5}
+PUBLISHED = {"conv": "raster", "directions": 1, "dt_init": "published", "pool": "all", "standardise": False}
+COMBINATIONS: list[dict[str, Any]] = [
+    {"name": "mamba2d-mil", **PUBLISHED},
+    {"name": "mamba2d-mil", "layout": "row", "conv": "raster", "directions": 2},
+    {"name": "mamba2d-mil", "layout": "row", "conv": "none", "blocks": 2},
+    {"name": "mamba2d-mil", "conv": "raster", "blocks": 2, "pool": "all", "directions": 2, "share_directions": True},
+    {"name": "mamba2d-mil", "empty": "zero", "pool": "all", "scan": False},
+    {"name": "abmil", "gated": False, "standardise": False},
+]  # fmt: skip
+
+
+def small(name: str, **options: Any) -> dict[str, Any]:
+    """A model's section with small sizes where it has them."""
+    known = _model_class({"name": name}, "test").config_class.model_fields
+    return {"name": name, **{k: v for k, v in SMALL.items() if k in known}, **options}
+
+
+def sections() -> list[dict[str, Any]]:
+    """Each model as it comes, with each value of each option by itself, and some options together."""
+    found = []
+    for name in MODELS:
+        found.append(small(name))
+        for option, field in _model_class({"name": name}, "test").config_class.model_fields.items():
+            if typing.get_origin(field.annotation) is Literal and option != "name":
+                values = typing.get_args(field.annotation)
+            elif field.annotation is bool:
+                values = (True, False)
+            else:
+                values = (NUMBERS[option],) if option in NUMBERS else ()
+            found += [small(name, **{option: value}) for value in values if value != field.default]
+    return found + [small(**combination) for combination in COMBINATIONS]
+
+
+def label(section: dict[str, Any]) -> str:
+    options = [f"{k}={v}" for k, v in section.items() if k != "name" and SMALL.get(k) != v]
+    return "-".join([section["name"], *options])
+
+
+EVERY = pytest.mark.parametrize("section", sections(), ids=label)
+
+
+def test_every_option_is_tried() -> None:
+    tried = {(s["name"], option) for s in sections() for option in s}
+    for name in MODELS:
+        fields = set(_model_class({"name": name}, "test").config_class.model_fields)
+        assert fields - {option for model, option in tried if model == name} <= {"dt_min"}
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_a_batch_equals_one_at_a_time(make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any]) -> None:
+    model, bags = make_model(section), make_bags(SHAPES)
+    with torch.no_grad():
+        together = model(collate(bags))
+        alone = [model(collate([bag])) for bag in bags]
+    assert together.logits.shape == (len(bags), OUT_DIM)
+    assert together.attention.shape == (sum(map(len, bags)),)
+    logits, attention = torch.cat([o.logits for o in alone]), torch.cat([o.attention for o in alone])
+    assert logits.std(0).min() > 1e-3  # bags differ, or nothing is shown
+    torch.testing.assert_close(together.logits, logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.attention, attention, rtol=1e-5, atol=1e-5)
+
+
+@EVERY
+def test_attention_is_a_distribution_over_tissue(
+    make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any]
+) -> None:
+    model, bags = make_model(section), make_bags(SHAPES)
+    with torch.no_grad():
+        attention = model(collate(bags)).attention.split([len(bag) for bag in bags])
+    assert all((part > 0).all() for part in attention)
+    for bag, part in zip(bags, attention, strict=True):
+        total, full = float(part.sum()), len(bag) == bag.shape[0] * bag.shape[1]
+        if section.get("pool", "tissue") == "tissue" or full:
+            assert total == pytest.approx(1, abs=1e-5)
+        else:
+            assert 0 < total < 1 - 1e-4  # empty cells take their part
+
+
+@EVERY
+def test_order_of_patches_and_bags_does_not_matter(
+    make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any]
+) -> None:
+    model, bags = make_model(section, dtype=torch.float64), make_bags(SHAPES, dtype=torch.float64)
+    orders = [torch.randperm(len(bag), generator=torch.Generator().manual_seed(3)) for bag in bags]
+    shuffled = [
+        GridBag(b.slide_id, b.features[order], b.index[order], b.shape) for b, order in zip(bags, orders, strict=True)
+    ]
+    with torch.no_grad():
+        before, after = model(collate(bags)), model(collate(shuffled[::-1]))
+    torch.testing.assert_close(after.logits.flip(0), before.logits)
+    parts = before.attention.split([len(b) for b in bags])
+    expected = torch.cat([part[order] for part, order in zip(parts, orders, strict=True)][::-1])
+    torch.testing.assert_close(after.attention, expected)
+
+
+@EVERY
+def test_gradients_reach_every_parameter(make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any]) -> None:
+    model, bags = make_model(section, dtype=torch.float64), make_bags(SHAPES, dtype=torch.float64)
+    output = model(collate(bags))
+    (output.logits.square().sum() + output.attention.square().sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        if name.endswith("score.bias"):  # a softmax does not feel what is added to all scores
+            assert parameter.grad.abs().max() < 1e-12
+        else:
+            assert parameter.grad.abs().max() > 1e-9, name
+
+
+@EVERY
+def test_training_step_changes_every_parameter_as_built(make_bags: MakeBags, section: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = build_model(section, in_dim=IN_DIM, out_dim=OUT_DIM)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    targets = torch.arange(len(SHAPES)) % OUT_DIM
+    for _ in range(2):  # what multiplies a zero at the start moves in the second step
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(collate(make_bags(SHAPES))).logits, targets).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        assert name.endswith("score.bias") or not torch.equal(parameter, before[name]), name
+
+
+@EVERY
+def test_weights_round_trip(
+    make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any], tmp_path: Path
+) -> None:
+    model, batch = make_model(section), collate(make_bags(SHAPES))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    torch.manual_seed(99)
+    other = build_model(model_config(section).model_dump(), in_dim=IN_DIM, out_dim=OUT_DIM).eval()
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        first, second = model(batch), other(batch)
+    assert torch.equal(first.logits, second.logits)
+    assert torch.equal(first.attention, second.attention)
+
+
+@EVERY
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (8, 1)], ids=str)
+def test_a_cell_a_row_a_column(
+    make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any], shape: tuple[int, int]
+) -> None:
+    (bag,) = make_bags([shape], share=1.0)
+    with torch.no_grad():
+        output = make_model(section)(collate([bag]))
+    assert torch.isfinite(output.logits).all()
+    assert float(output.attention.sum()) == pytest.approx(1, abs=1e-5)
+    if len(bag) == 1:
+        assert output.attention.tolist() == [1.0]
+
+
+@EVERY
+def test_dropout_only_while_training(make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any]) -> None:
+    model, batch = make_model(section), collate(make_bags(SHAPES))
+    with torch.no_grad():
+        assert torch.equal(model(batch).logits, model(batch).logits)
+        model.train()
+        same = torch.equal(model(batch).logits, model(batch).logits)
+    assert same == (model.config.dropout == 0)
+
+
+@EVERY
+def test_global_seed_makes_the_model(section: dict[str, Any]) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(build_model(section, in_dim=IN_DIM, out_dim=OUT_DIM).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+# --- names and options ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_name_is_enough(name: str) -> None:
+    model = build_model({"name": name}, in_dim=IN_DIM, out_dim=2)
+    assert model.config == model_config({"name": name})
+    assert model.config.name == name
+    assert model_config(model.config.model_dump()) == model.config
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"name": "mamba2d-mill"}, "config model: model 'mamba2d-mill' is unknown; did you mean 'mamba2d-mil'?"),
+        ({"name": "ABMIL"}, "config model: model 'ABMIL' is unknown; there are abmil, mamba2d-mil"),
+        ({"name": "transmil"}, "config model: model 'transmil' is unknown; did you mean"),
+        ({"dim": 8}, "config model: name: missing"),
+        ({"name": ["abmil"]}, "config model: model '['abmil']' is unknown"),
+        ({"name": "abmil", "dims": 8}, "config model: dims: unknown key; did you mean 'dim'?"),
+        ({"name": "abmil", "directions": 4}, "config model: directions: unknown key; "),
+        ({"name": "mamba2d-mil", "direction": 4}, "config model: direction: unknown key; did you mean 'directions'?"),
+        ({"name": "mamba2d-mil", "directions": 3}, "config model: directions: Input should be 1, 2 or 4, got 3"),
+        (
+            {"name": "mamba2d-mil", "conv": "3d"},
+            "config model: conv: Input should be '2d', 'raster' or 'none', got '3d'",
+        ),
+        ({"name": "mamba2d-mil", "dim": 0}, "config model: dim: Input should be greater than or equal to 1, got 0"),
+        ({"name": "mamba2d-mil", "dim": "wide"}, "config model: dim: Input should be a valid integer"),
+        ({"name": "mamba2d-mil", "dropout": 1.0}, "config model: dropout: Input should be less than 1, got 1.0"),
+        ({"name": "mamba2d-mil", "dt_min": 0.2}, "dt_min must be below dt_max, got 0.2 and 0.1"),
+    ],
+)
+def test_unusable_sections(section: dict[str, Any], message: str) -> None:
+    for use in (model_config, lambda values: build_model(values, in_dim=2, out_dim=2)):
+        with pytest.raises(ConfigError) as caught:
+            use(section)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
