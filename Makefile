@@ -25,10 +25,10 @@ demo: $(BIN)/.installed  ## slides painted, cut, trained on, evaluated and drawn
 test: $(BIN)/.installed  ## lint and the tests that take seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
 
 slow: $(BIN)/.installed  ## the tests that take longer
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(BIN)/.installed  ## ruff alone
 	$(BIN)/ruff check .

@@ -81,8 +81,20 @@ def test_cells_are_chosen_by_their_share_of_tissue(min_tissue: float) -> None:
     grid = make_patch_grid(of, TissueMask(mask, 8.0, 0.1), PatchConfig(patch_px=64, min_tissue=min_tissue))
     share = mask.reshape(8, 8, 8, 8).mean((1, 3))
     expected = np.argwhere((share >= min_tissue) & (share > 0))
-    assert 0 < len(expected)
+    assert len(expected) > 0
     assert grid.index.tolist() == expected.tolist()
+
+
+def test_overlapping_cells_are_chosen_by_the_whole_patch() -> None:
+    mask = np.random.default_rng(4).random((64, 64)) < 0.5
+    config = PatchConfig(patch_px=64, overlap_px=48, min_tissue=0.5)
+    grid = make_patch_grid(slide(512, 512), TissueMask(mask, 8.0, 0.1), config)
+    padded = np.pad(mask, ((0, 8), (0, 8)))
+    expected = [
+        [row, col] for row in range(32) for col in range(32) if padded[2 * row :, 2 * col :][:8, :8].mean() >= 0.5
+    ]
+    assert 100 < len(expected) < 900
+    assert grid.index.tolist() == expected
 
 
 def test_a_cell_without_tissue_is_never_chosen() -> None:

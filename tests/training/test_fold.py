@@ -185,6 +185,19 @@ def test_killed_between_any_two_writes(config_of: ConfigOf, tmp_path: Path, monk
     assert history_of(tmp_path / "whole") == history_of(tmp_path / "parts")
 
 
+def test_the_best_epoch_before_the_interruption_stays_the_best(config_of: ConfigOf, tmp_path: Path) -> None:
+    config = config_of(training={"epochs": 6, "lr": 0.3, "schedule": "constant"})
+    run_fold(config, tmp_path / "whole")
+    history = history_of(tmp_path / "whole")
+    chosen = [row["chosen"] for row in history].index(1) + 1
+    assert chosen < 6, "worse ones follow"
+    with pytest.raises(Stop):
+        run_fold(config, tmp_path / "parts", on_epoch=stop_after(chosen))
+    run_fold(config, tmp_path / "parts")
+    assert history_of(tmp_path / "parts") == history
+    assert (tmp_path / "whole" / MODEL_FILE).read_bytes() == (tmp_path / "parts" / MODEL_FILE).read_bytes()
+
+
 def fails_at(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     """A function that works until it is called for the n-th time."""
     calls = 0
@@ -489,6 +502,37 @@ def test_loss_divisor_and_batches(config_of: ConfigOf, tmp_path: Path) -> None:
         losses[divisor] = history_of(tmp_path / str(divisor))[0]
     assert losses[32]["train_loss"] == pytest.approx(losses[1]["train_loss"] / 32, rel=1e-6)
     assert losses[32]["val_loss"] < losses[1]["val_loss"] / 16
+
+
+def test_training_loss_is_the_mean_over_slides(config_of: ConfigOf, tiny: ModuleType, tmp_path: Path) -> None:
+    """However the slides fall into batches, the last of which is smaller."""
+    losses = []
+    for batch_size in (1, 2, 3):
+        model = {**tiny.MODEL, "dropout": 0}
+        config = config_of(model=model, training={"epochs": 1, "lr": 1e-12, "batch_size": batch_size})
+        assert len(load_study(config).folds[0].train) == 4
+        run_fold(config, tmp_path / str(batch_size))
+        losses.append(history_of(tmp_path / str(batch_size))[0]["train_loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_dropout_while_training_and_never_else(config_of: ConfigOf, tmp_path: Path, monkeypatch: Any) -> None:
+    models, _ = optimisers_of(monkeypatch)
+    modes: list[bool] = []
+    build = fold_module.build_model
+
+    def watched(*args: Any, **kwargs: Any) -> nn.Module:
+        model = build(*args, **kwargs)
+        model.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+        return model
+
+    monkeypatch.setattr(fold_module, "build_model", watched)
+    config = config_of()
+    run_fold(config, tmp_path / "a")
+    fold = load_study(config).folds[0]
+    epoch = [True] * len(fold.train) + [False] * len(fold.val)
+    assert modes == epoch * 2
+    assert len(models) == 1
 
 
 def test_batch_of_predictions_does_not_matter(config_of: ConfigOf, tmp_path: Path, monkeypatch: Any) -> None:

@@ -127,8 +127,9 @@ def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: in
     """Turn a fold's ids into slides.
 
     Where the file names no test ids, its ``val`` is the held-out side (the field's published splits are of this
-    kind), and the side that chooses the epoch is cut from ``train``, by patient and stratified. Patients on two sides
-    are named in the result and slides on two sides warned of; what to do about them is the caller's to say.
+    kind), and the side that chooses the epoch is cut from ``train``, by patient and stratified, among patients that the
+    held-out side does not have. Patients on two sides are named in the result and slides on two sides warned of; what
+    to do about them is the caller's to say.
 
     Args:
         fold: as read.
@@ -148,7 +149,13 @@ def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: in
         if not sides[name]:
             raise SplitError(f"fold {fold.index}: its {name} side is empty; every fold needs train, val and test")
     if inner:
-        sides["train"], sides["val"] = _inner_cut(sides["train"], cohort, inner_val, seed + fold.index)
+        held_out = {s.case_id for s in sides["test"]}
+        eligible = [s for s in sides["train"] if s.case_id not in held_out]
+        if not eligible:
+            raise SplitError(f"fold {fold.index}: every patient of its train side is held out too; mend the splits")
+        chosen = _inner_val_cases(eligible, cohort, inner_val, seed + fold.index)
+        sides["val"] = tuple(s for s in sides["train"] if s.case_id in chosen)
+        sides["train"] = tuple(s for s in sides["train"] if s.case_id not in chosen)
     for a, b in combinations(SIDES, 2):
         shared = {s.slide_id for s in sides[a]} & {s.slide_id for s in sides[b]}
         if shared:
@@ -181,11 +188,9 @@ def _stratified_cut(
     return [int(members[i]) for i in first], [int(members[i]) for i in second]
 
 
-def _inner_cut(
-    train: Sequence[CohortSlide], cohort: Cohort, share: float, seed: int
-) -> tuple[tuple[CohortSlide, ...], tuple[CohortSlide, ...]]:
-    ids = {s.slide_id for s in train}
-    part = Cohort(tuple(train), cohort.task, cohort.classes)
+def _inner_val_cases(eligible: Sequence[CohortSlide], cohort: Cohort, share: float, seed: int) -> set[str]:
+    """Patients of train that choose the epoch."""
+    part = Cohort(tuple(eligible), cohort.task, cohort.classes)
     cases = list(part.cases())
     strata = _strata(part, cases)
     rare = {stratum for stratum, n in Counter(strata).items() if n < 2}
@@ -193,12 +198,7 @@ def _inner_cut(
     if Counter(strata)["rare"] == 1:  # one patient cannot be stratified: it goes with the largest stratum
         strata = [Counter(strata).most_common(1)[0][0] if s == "rare" else s for s in strata]
     _, chosen = _stratified_cut(range(len(cases)), strata, share, seed)
-    val_cases = {cases[i] for i in chosen}
-    inside = cohort.subset(ids)
-    return (
-        tuple(s for s in inside if s.case_id not in val_cases),
-        tuple(s for s in inside if s.case_id in val_cases),
-    )
+    return {cases[i] for i in chosen}
 
 
 def _split_files(folder: Path) -> dict[int, Path]:

@@ -19,6 +19,8 @@ from wsi2d.errors import ConfigError
 
 ARRANGEMENTS = ("scattered", "nest")
 HAZARD_RATIO = 8.0
+_LEAST_OF_A_KIND = 6  # patients of each class and of each outcome, what five folds need
+_LEAST_SLIDES = 14  # of 13 patients, so that there are as many
 _TWO_SLIDES = 0.1  # share of patients with two slides
 _TWO_PIECES = 0.3  # share of slides with two pieces of tissue
 _AT_40X = 0.2  # share of slides scanned at twice the resolution
@@ -52,15 +54,17 @@ def make_demo_cohort(
 
     Args:
         out: folder; gets ``slides/`` and ``cohort.csv``.
-        slides: how many, at least 10.
+        slides: how many, at least 14.
         seed: of everything random.
         on_slide: called after each slide.
 
     Raises:
-        ConfigError: too few slides, or the folder holds another demo.
+        ConfigError: too few slides, a negative seed, or the folder holds another demo.
     """
-    if slides < 10:
-        raise ConfigError(f"slides: the demo needs at least 10, got {slides}")
+    if slides < _LEAST_SLIDES:
+        raise ConfigError(f"slides: the demo needs at least {_LEAST_SLIDES}, got {slides}")
+    if seed < 0:
+        raise ConfigError(f"seed: must be at least 0, got {seed}")
     out = Path(out)
     _claim_folder(out, {"slides": slides, "seed": seed})
     table = _cohort_table(slides, np.random.default_rng([seed, 0]))
@@ -154,15 +158,19 @@ def _nest(cells: np.ndarray, count: int, generator: np.random.Generator) -> np.n
 
 
 def _cohort_table(slides: int, generator: np.random.Generator) -> pd.DataFrame:
-    """One row a slide; some patients have two. Classes are balanced over patients, survival is drawn by patient."""
+    """One row a slide; some patients have two. Classes are balanced over patients, survival is drawn by patient, and
+    drawn again in the rare case that too few die or too few are censored for the folds."""
     doubles = round(slides * _TWO_SLIDES / (1 + _TWO_SLIDES))
     patients = slides - doubles
     arrangement = generator.permutation(np.resize(ARRANGEMENTS, patients))
     rate = np.log(2) / _MEDIAN_MONTHS * np.where(arrangement == "nest", HAZARD_RATIO, 1.0)
-    death = generator.exponential(1 / rate)
-    censoring = generator.uniform(*_CENSOR_MONTHS, patients)
+    dead = np.zeros(patients, bool)
+    while min(dead.sum(), (~dead).sum()) < _LEAST_OF_A_KIND:
+        death = generator.exponential(1 / rate)
+        censoring = generator.uniform(*_CENSOR_MONTHS, patients)
+        dead = death <= censoring
     months = np.maximum(np.minimum(death, censoring).round(1), 0.1)
-    status = np.where(death <= censoring, "dead", "alive")
+    status = np.where(dead, "dead", "alive")
     two = set(generator.choice(patients, doubles, replace=False).tolist())
     rows = []
     for p in range(patients):

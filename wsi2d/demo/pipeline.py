@@ -87,24 +87,25 @@ def run_demo(
     Args:
         out: folder; gets ``slides/``, ``cohort.csv``, ``features/``, ``splits/``, a configuration and a run folder a
             model, and ``heatmaps/``.
-        slides: how many, at least 10.
+        slides: how many, at least 14.
         seed: of the cohort, the splits and the trainings.
         folds: of the cross-validations.
         progress: told what happens.
 
     Raises:
         ConfigError: too few slides.
+        SplitError: too few patients for that many folds.
         Wsi2dError: the folder holds something else.
     """
     out, progress = Path(out), progress or DemoProgress()
     progress.step(f"painting {slides} slides")
     cohort = make_demo_cohort(out, slides=slides, seed=seed, on_slide=progress.slides_made)
-    progress.step("tissue, patches, features")
-    config = ExtractConfig(patch=PatchConfig(patch_px=CELL_PX, mpp=MPP))
-    extract(find_slides([cohort.slides]), out / "features", config, progress=progress.extraction())
     for task in (_CLASS_TASK, _SURVIVAL_TASK):
         folder = out / "splits" / task.kind
         write_splits(make_splits(load_cohort(cohort.table, task), folds=folds, seed=seed), folder)
+    progress.step("tissue, patches, features")
+    config = ExtractConfig(patch=PatchConfig(patch_px=CELL_PX, mpp=MPP))
+    extract(find_slides([cohort.slides]), out / "features", config, progress=progress.extraction())
     rows = []
     for name, what, model in _CLASS_RUNS:
         progress.step(f"training {name} ({what})")

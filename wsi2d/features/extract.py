@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from wsi2d.compute import map_ahead, resolve_device
+from wsi2d.compute import available_cores, map_ahead, resolve_device, torch_threads
 from wsi2d.config import ExtractConfig
 from wsi2d.errors import ConfigError, FeatureStoreError, SlideError
 from wsi2d.features.encoders import Encoder, get_encoder
@@ -132,7 +132,10 @@ def _extract_slide(
     progress.slide_started(slide.slide_id, len(grid))
     provenance = _provenance(slide, encoder, config, tissue.threshold)
     path = feature_path(out, slide.slide_id)
-    with FeatureWriter(path, grid, provenance, dim=encoder.dim, dtype=encoder.store_dtype) as writer:
+    writing = FeatureWriter(path, grid, provenance, dim=encoder.dim, dtype=encoder.store_dtype)
+    # Half of the cores encode, the reading threads have the rest: torch's threads spin while they wait for each other,
+    # and with one a core that costs several times the work as soon as anyone else wants a core.
+    with writing as writer, torch_threads(max(1, available_cores() // 2)):
         for batch in _batches(_patches(reader, grid, config), config.batch_size):
             writer.append(encoder.encode(torch.from_numpy(np.stack(batch))).cpu().numpy())
             progress.patches_done(len(batch))
@@ -175,6 +178,11 @@ def _chosen_by(config: ExtractConfig) -> dict[str, float]:
     return {**config.tissue.model_dump(), "min_tissue": config.patch.min_tissue}
 
 
+def _as_configured(chosen_by: Mapping[str, float]) -> dict[str, float]:
+    """The same under their names in the configuration: tissue and patches both have an ``mpp``."""
+    return {f"{'patch' if key == 'min_tissue' else 'tissue'}.{key}": value for key, value in chosen_by.items()}
+
+
 def _finished(
     slides: Iterable[SlideFile],
     out: Path,
@@ -200,17 +208,19 @@ def _finished(
             continue
         made = {
             "encoder": provenance.encoder_hash,
-            "patch_px": geometry["patch_px"],
-            "mpp": geometry["mpp"],
-            "overlap_px": round(geometry["patch_px"] * (1 - geometry["stride_level0"] / geometry["patch_level0"])),
-            **{k: v for k, v in json.loads(provenance.tissue).items() if k != "threshold"},
+            "patch.patch_px": geometry["patch_px"],
+            "patch.mpp": geometry["mpp"],
+            "patch.overlap_px": round(
+                geometry["patch_px"] * (1 - geometry["stride_level0"] / geometry["patch_level0"])
+            ),
+            **_as_configured(json.loads(provenance.tissue)),
         }
         asked = {
             "encoder": encoder.fingerprint,
-            "patch_px": config.patch.patch_px,
-            "mpp": config.patch.mpp,
-            "overlap_px": config.patch.overlap_px,
-            **_chosen_by(config),
+            "patch.patch_px": config.patch.patch_px,
+            "patch.mpp": config.patch.mpp,
+            "patch.overlap_px": config.patch.overlap_px,
+            **_as_configured(_chosen_by(config)),
         }
         given = slide_mpp if slide_mpp is not None else cohort_mpp.get(file.slide_id)
         if given is not None:

@@ -98,7 +98,9 @@ class HistologyStats:
                 f"got {patches.dtype} {list(patches.shape)}"
             )
         if min(patches.shape[1:3]) < self.min_patch_px:
-            raise ConfigError(f"{self.name}: patch_px must be at least {self.min_patch_px}, got {patches.shape[1]}")
+            raise ConfigError(
+                f"{self.name}: patch_px must be at least {self.min_patch_px}, got {min(patches.shape[1:3])}"
+            )
         if not len(patches):
             return torch.empty(0, self.dim)
         patches = patches.to(self._unmix.device)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import h5py
 import pandas as pd
 import torch
 
-from wsi2d.compute import available_cores, resolve_device
+from wsi2d.compute import available_cores, resolve_device, torch_threads
 from wsi2d.config import RunConfig
 from wsi2d.config_files import load_run_config
 from wsi2d.data.splits import SlideFold
@@ -86,7 +85,7 @@ def _run_folds(config: RunConfig, study: Study, todo: Sequence[SlideFold], progr
     workers = min(config.training.workers, len(todo))
     threads = config.training.threads or max(1, available_cores() // max(workers, 1))
     if workers <= 1:
-        with _torch_threads(threads):
+        with torch_threads(threads):
             for fold in todo:
                 _train_and_write(config, study, fold, progress)
                 progress.fold_done(fold.index)
@@ -166,13 +165,3 @@ def _refuse_leakage(config: RunConfig, folds: Sequence[SlideFold]) -> None:
                 f"fold {fold.index}: {len(fold.leaked_cases)} patients are on two sides (the first is "
                 f"'{fold.leaked_cases[0]}'); mend the splits, or set data.allow_leakage: true and say so"
             )
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
