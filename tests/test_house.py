@@ -168,7 +168,10 @@ def distribution() -> metadata.Distribution:
 
 def wheel_files() -> list[str]:
     """Files of the installed wheel; skips an editable installation, which has none of its own."""
-    files = [file.as_posix() for file in distribution().files or ()]
+    found = distribution()
+    if found.read_text("WHEEL") is None:
+        pytest.skip("wsi2d is imported from its checkout, beside the metadata of an editable installation")
+    files = [file.as_posix() for file in found.files or ()]
     if not any(file.startswith("wsi2d/") for file in files):
         pytest.skip("wsi2d is installed in editable mode")
     return files

@@ -20,7 +20,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from wsi2d.demo.pipeline import run_demo
 
     folder = tmp_path_factory.mktemp("notebook") / "demo"
-    run_demo(folder, slides=14, folds=2)
+    run_demo(folder, slides=16, folds=3)
     return folder
 
 

@@ -25,7 +25,7 @@ def test_predict(cli: Any, tiny: ModuleType, finished_run: Path, features: Path,
     assert result.code == 0, result.err
     assert result.out == f"2 slides predicted → {out}\n"
     assert "n3" in result.err, "a slide that is left out is named"
-    expected = predict(finished_run, features).to_dict("records")
+    expected = predict(finished_run, features, device="cpu").to_dict("records")
     found = tiny.read_table(out)
     assert [(r["slide_id"], float(r["prob_b"])) for r in found] == [(r["slide_id"], r["prob_b"]) for r in expected]
 

@@ -126,6 +126,17 @@ def test_empty_glass_has_no_tissue(tmp_path: Path, kind: str) -> None:
         assert len(make_patch_grid(reader.slide, mask, PatchConfig(patch_px=64, mpp=2.0, min_tissue=0))) == 0
 
 
+def test_glass_at_the_edge_is_no_hole_however_small(tmp_path: Path) -> None:
+    """A slide of 150 × 200 µm without tissue, and one with tissue but for a corner: both less than a hole's area."""
+    blank = np.full((300, 400, 3), 240, np.uint8)
+    assert not segment(tmp_path, blank, mpp=0.5).mask.any()
+    corner = np.full((1200, 1200, 3), (200, 90, 160), np.uint8)
+    corner[:200, :300] = 240
+    mask = segment(tmp_path, corner, mpp=0.5, close_um=0.0, min_piece_um2=0.0)
+    assert not mask.mask[:10, :15].any()
+    assert mask.mask[20:, 30:].all()
+
+
 @pytest.mark.parametrize("min_hole_um2", [0.0, 40_000.0])
 def test_tissue_that_fills_the_picture_is_all_tissue(
     tmp_path: Path, paint_tissue: Callable[..., Any], ellipse: type, min_hole_um2: float

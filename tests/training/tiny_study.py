@@ -88,7 +88,7 @@ def write_study(folder: Path, kind: str = "classification", *, seed: int = 0, **
         "data": {"cohort": "cohort.csv", "features": "features", "splits": "splits"},
         "task": TASKS[kind],
         "model": MODEL,
-        "training": {"epochs": 2, "lr": 0.01, "threads": 1},
+        "training": {"epochs": 2, "lr": 0.01, "threads": 1, "device": "cpu"},
         "evaluation": {"bootstrap": 20},
     }
     return write_config(folder / "run.yaml", values, **changes)

@@ -75,12 +75,16 @@ def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: flo
         raise SplitError(f"folds: must be at least 2, got {folds}")
     if seed < 0:
         raise SplitError(f"folds: the seed must be at least 0, got {seed}")
+    if not 0 < val_share < 1:
+        raise SplitError(f"folds: val_share must lie between 0 and 1, got {val_share}")
     cases = list(cohort.cases())
-    strata = _strata(cohort, cases, at_least=folds + 1)
+    at_least = max(folds + 1, 4)  # of each kind: one a fold, and two outside each test side, for train and val
+    val_size = int(len(cases) * (1 - 1 / folds) * val_share)
+    strata = _strata(cohort, cases, at_least=at_least, at_most=val_size)
     rarest, count = min(Counter(strata).items(), key=lambda item: item[1])
-    if count < folds + 1:
+    if count < at_least:
         raise SplitError(
-            f"folds: {folds} need at least {folds + 1} patients of each kind, '{rarest}' has {count}; "
+            f"folds: {folds} need at least {at_least} patients of each kind, '{rarest}' has {count}; "
             "use fewer folds or merge classes"
         )
     outer = StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -163,7 +167,9 @@ def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: in
     return SlideFold(fold.index, **sides, inner_val=inner, leaked_cases=_leaked(sides))
 
 
-def _strata(cohort: Cohort, cases: Sequence[str], *, at_least: int = 0) -> list[str]:
+def _strata(cohort: Cohort, cases: Sequence[str], *, at_least: int = 0, at_most: int = 4) -> list[str]:
+    """The kind of each patient. Survival's fine kinds are taken only where each has ``at_least`` patients and there
+    are ``at_most`` so many kinds, so that every one fits on every side."""
     grouped = cohort.cases()
     if not isinstance(cohort.task, SurvivalTask):
         labels = [Counter(s.label for s in grouped[case]) for case in cases]
@@ -173,7 +179,8 @@ def _strata(cohort: Cohort, cases: Sequence[str], *, at_least: int = 0) -> list[
     outcome = ["event" if s.event else "censored" for s in first]
     half = ["late" if s.time is not None and s.time > median else "early" for s in first]
     fine = [f"{o}, {h}" for o, h in zip(outcome, half, strict=True)]
-    return fine if min(Counter(fine).values()) >= at_least else outcome
+    counts = Counter(fine)
+    return fine if min(counts.values()) >= at_least and len(counts) <= at_most else outcome
 
 
 def _stratified_cut(
@@ -184,7 +191,9 @@ def _stratified_cut(
     try:
         first, second = next(cut.split(np.zeros(len(members)), strata))
     except ValueError as error:
-        raise SplitError(f"splits: train cannot be cut for validation ({error}); use fewer folds") from error
+        raise SplitError(
+            f"splits: train cannot be cut for validation ({error}); use a larger val share or other folds"
+        ) from error
     return [int(members[i]) for i in first], [int(members[i]) for i in second]
 
 

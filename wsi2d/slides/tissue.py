@@ -66,7 +66,7 @@ def segment_tissue(reader: SlideReader, config: TissueConfig | None = None) -> T
     Raises:
         SlideError: the slide cannot be read.
     """
-    from skimage import filters, morphology
+    from skimage import filters, morphology, segmentation
 
     config = config or TissueConfig()
     slide = reader.slide
@@ -79,7 +79,8 @@ def segment_tissue(reader: SlideReader, config: TissueConfig | None = None) -> T
     mask = saturation > threshold
     # A closing never takes away; scikit-image's clears a corner of a mask that is true everywhere.
     mask |= morphology.isotropic_closing(mask, config.close_um / mask_mpp)
-    mask = morphology.remove_small_holes(mask, max_size=int(config.min_hole_um2 / mask_mpp**2))
+    holes = ~mask & morphology.remove_small_holes(mask, max_size=int(config.min_hole_um2 / mask_mpp**2))
+    mask |= segmentation.clear_border(holes)  # glass that reaches the slide's edge is no hole, however small
     mask = morphology.remove_small_objects(mask, max_size=int(config.min_piece_um2 / mask_mpp**2))
     return TissueMask(mask, downsample, threshold)
 
