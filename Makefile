@@ -39,8 +39,7 @@ format: $(BIN)/.installed  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 notebook: $(BIN)/.installed  ## run the notebook on demo/ and keep its outputs
-	WSI2D_DEMO=$(abspath $(DEMO)) $(BIN)/python -m nbclient.cli --inplace notebooks/attention_heatmaps.ipynb 2>/dev/null \
-		|| WSI2D_DEMO=$(abspath $(DEMO)) $(BIN)/jupyter execute --inplace notebooks/attention_heatmaps.ipynb
+	WSI2D_DEMO=$(abspath $(DEMO)) $(BIN)/jupyter-execute --inplace notebooks/attention_heatmaps.ipynb
 
 wheel: $(BIN)/.installed  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
