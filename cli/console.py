@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+_WIDTH = 80  # columns that every table fits in
+
 
 class _LineHandler(logging.Handler):
     """Log records as lines on stderr that do not break progress bars."""
@@ -73,13 +75,13 @@ def fold_values(summary: MetricSummary) -> str:
 
 
 def plain_table(title: str, *columns: str) -> Table:
-    """A table without vertical lines, so that five columns fit on a screen of 80."""
+    """A table without vertical lines, so that five columns fit on a screen of 80; on a narrower one cells wrap."""
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(escape(name), no_wrap=True)
+        table.add_column(escape(name), no_wrap=out.width >= _WIDTH, overflow="fold")
     return table
 
 
