@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-_WIDTH = 80  # columns that every table fits in
-
 
 class _LineHandler(logging.Handler):
     """Log records as lines on stderr that do not break progress bars."""
@@ -81,7 +79,7 @@ def plain_table(title: str, *columns: str) -> Table:
 
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(escape(name), no_wrap=out.width >= _WIDTH, overflow="fold")
+        table.add_column(escape(name), overflow="fold")
     return table
 
 
