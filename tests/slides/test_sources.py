@@ -1,6 +1,8 @@
 """Plain images beside slides, and files that are neither."""
 
+import contextlib
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,3 +159,27 @@ def test_bad_real_files(shared_dir: Path) -> None:
         with pytest.raises(SlideError, match=r"slide 'unreadable': cannot be read at \(0, 0\) of level 0") as error:
             reader.read_patch(0, 0, size_level0=16, patch_px=16)
         assert "\n" not in str(error.value)
+
+
+def test_a_cut_tiff_is_one_error_without_remarks(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Pillow warns of metadata that it cannot read before it gives up; the user gets the error alone."""
+    whole = io.BytesIO()
+    Image.fromarray(PICTURE).save(whole, "tiff")
+    remarks = 0
+    for length in range(8, len(whole.getvalue()), 16):
+        cut = tmp_path / "cut.tif"
+        cut.write_bytes(whole.getvalue()[:length])
+        with pytest.raises(SlideError, match="slide 'cut'"), open_slide(cut, mpp=0.5):
+            pass
+        remarks += pillow_remarks(cut)
+    assert remarks, "Pillow had nothing to say: these cuts test nothing"
+    assert not recwarn.list
+
+
+def pillow_remarks(path: Path) -> int:
+    """How many warnings Pillow itself gives."""
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            image.load()
+    return len(given)

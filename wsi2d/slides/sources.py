@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,11 +39,14 @@ class PlainImageSource:
     """An image that Pillow opens, held in memory as one level."""
 
     def __init__(self, path: Path) -> None:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"{image.mode} pixels; 8 bits a channel are needed")
-            self.header = _tiff_pixel_size(image)
-            self._image = _opaque(image, "white")
+        with warnings.catch_warnings():
+            # Pillow remarks on damaged metadata; what cannot be read ends in an error of its own.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"{image.mode} pixels; 8 bits a channel are needed")
+                self.header = _tiff_pixel_size(image)
+                self._image = _opaque(image, "white")
         self.width, self.height = self._image.size
         self.level_downsamples = (1.0,)
 
