@@ -18,6 +18,8 @@ This module needs torch alone.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,6 +27,19 @@ from torch.utils.checkpoint import checkpoint
 
 _HALF = (torch.float16, torch.bfloat16)
 _STATES_AT_ONCE = 2**23  # cells × channels × states that may be held at once: 32 MiB of float32 a buffer
+
+
+class _Arguments(NamedTuple):
+    """The tensors of a scan, as :func:`selective_scan_2d` describes them."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
 
 
 def available_backends() -> tuple[str, ...]:
@@ -67,55 +82,37 @@ def selective_scan_2d(
     """
     if backend is not None and backend not in available_backends():
         raise ValueError(f"backend is '{backend}', it should be one of {', '.join(available_backends())}")
-    _check(u, delta, A, B, C, D, z, delta_bias)
+    arguments = _Arguments(u, delta, A, B, C, D, z, delta_bias)
+    _check(arguments)
     dtype = torch.float32 if u.dtype in _HALF else u.dtype
-    wide = [None if t is None else t.to(dtype) for t in (u, delta, A, B, C, D, z, delta_bias)]
-    return _scan_in_channel_blocks(*wide, delta_softplus=delta_softplus).to(u.dtype)
+    wide = _Arguments(*(None if t is None else t.to(dtype) for t in arguments))
+    return _scan_in_channel_blocks(wide, delta_softplus).to(u.dtype)
 
 
-def _scan_in_channel_blocks(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    delta_softplus: bool,
-) -> Tensor:
+def _scan_in_channel_blocks(arguments: _Arguments, delta_softplus: bool) -> Tensor:
     """Channels are independent: where all states at once would not fit, take some at a time and keep none of them.
 
     The backward then scans a block again instead of remembering its states, which costs one forward.
     """
+    u, delta, A, B, C, D, z, delta_bias = arguments
     dim, cells = A.shape[0], u.shape[0] * u.shape[1] * u.shape[2]
     block = max(1, _STATES_AT_ONCE // max(1, cells * A.shape[1]))
     if block >= dim:
-        return _scan_torch(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        return _scan_torch(arguments, delta_softplus)
     parts = []
     for channels in torch.arange(dim).split(block):
         cut = slice(int(channels[0]), int(channels[-1]) + 1)
-        last = [None if t is None else t[..., cut] for t in (u, delta, D, z, delta_bias)]
-        inputs = (last[0], last[1], A[cut], B, C, *last[2:], delta_softplus)
-        parts.append(checkpoint(_scan_torch, *inputs, use_reentrant=False, preserve_rng_state=False))
+        optional = (None if t is None else t[..., cut] for t in (D, z, delta_bias))
+        part = _Arguments(u[..., cut], delta[..., cut], A[cut], B, C, *optional)
+        parts.append(checkpoint(_scan_torch, part, delta_softplus, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(parts, -1)
 
 
-def _scan_torch(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
+def _scan_torch(arguments: _Arguments, delta_softplus: bool) -> Tensor:
     """The two recurrences as loops over columns, then rows, vectorised over the rest."""
+    u, delta, A, B, C, D, z, delta_bias = arguments
     if u.numel() == 0:
-        return torch.zeros_like(u) + _anchor(u, delta, A, B, C, D, z, delta_bias)
+        return torch.zeros_like(u) + _anchor(*arguments)
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:
@@ -145,16 +142,8 @@ def _recurrence(a: tuple[Tensor, ...], x: tuple[Tensor, ...]) -> list[Tensor]:
     return states
 
 
-def _check(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> None:
+def _check(arguments: _Arguments) -> None:
+    u, delta, A, B, C, D, z, delta_bias = arguments
     if u.ndim != 4:
         raise ValueError(f"u is {list(u.shape)}, it should be [batch, height, width, dim]")
     if u.dtype not in (*_HALF, torch.float32, torch.float64):
