@@ -8,7 +8,7 @@ DEMO := demo
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test slow lint format notebook wheel clean
+.PHONY: help demo test slow stress check hooks pythons format notebook wheel clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /	/'
@@ -22,17 +22,25 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: $(BIN)/.installed  ## slides painted, cut, trained on, evaluated and drawn, into demo/ (about 4 minutes on 2 cores)
 	$(BIN)/wsi2d demo --out $(DEMO)
 
-test: $(BIN)/.installed  ## lint and the tests that take seconds
+test: $(BIN)/.installed  ## lint and the tests that take seconds, with the lines that no test runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not stress" --cov --cov-report=term:skip-covered
 
 slow: $(BIN)/.installed  ## the tests that take longer
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not stress"
 
-lint: $(BIN)/.installed  ## ruff alone
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+stress: $(BIN)/.installed  ## commands stopped at many more moments (about 15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stress
+
+check: $(BIN)/.installed  ## everything but the tests: ruff, mypy --strict, tidy files (under a minute)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+hooks: $(BIN)/.installed  ## run `make check` on every commit, for the files it changes
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit install
+
+pythons:  ## the fast tests on each Python from 3.11 to 3.13 that this machine has, each in an environment of its own
+	.ci/pythons 3.11 3.12 3.13
 
 format: $(BIN)/.installed  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -45,4 +53,4 @@ wheel: $(BIN)/.installed  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove what was built and installed (not demo/)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage

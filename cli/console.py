@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+
+from wsi2d.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,6 +39,21 @@ def show_log(level: int = logging.WARNING) -> None:
     logger.setLevel(level)
 
 
+def check_out(out: Path, *, folder: bool = False) -> None:
+    """Refuse a place where a file (or a folder) cannot be made, before the work that is to end there begins.
+
+    Raises:
+        ConfigError: something else is in the way, or it may not be written.
+    """
+    existing = next((p for p in (out, *out.absolute().parents) if p.exists()), Path())
+    if existing == out and out.is_dir() != folder:
+        raise ConfigError(f"out {out}: is a {'file' if folder else 'folder'}; give another --out")
+    if existing != out and not existing.is_dir():
+        raise ConfigError(f"out {out}: {existing} is a file, not a folder; give another --out")
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"out {out}: {existing} may not be written; give another --out")
+
+
 @contextmanager
 def progress_bars(unit: str) -> Iterator[Progress]:
     """Progress bars on stderr with a rate in ``unit``/s and the time left; nothing where stderr is no terminal."""
@@ -48,7 +67,6 @@ def progress_bars(unit: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        progress.unit = unit  # type: ignore[attr-defined]
         yield progress
 
 

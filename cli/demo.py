@@ -29,6 +29,7 @@ def demo(
     from wsi2d.features.extract import ExtractProgress
     from wsi2d.training.crossval import TrainProgress
 
+    console.check_out(out, folder=True)
     start = time.perf_counter()
     with console.progress_bars("slides") as bars:
 

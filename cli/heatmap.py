@@ -26,6 +26,9 @@ def heatmap(
     from wsi2d.cli import console
     from wsi2d.explain.heatmap import caption
     from wsi2d.explain.heatmap import heatmap as draw
+    from wsi2d.slides.pixel_size import check_mpp
 
+    check_mpp(slide_mpp, "--slide-mpp:")
+    console.check_out(out)
     attention = draw(run, slide, out, slides=slides, features=features, slide_mpp=slide_mpp, device=device)
     console.out.print(f"{escape(caption(attention))} → {escape(str(out))}", soft_wrap=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Annotated
+import threading
+from typing import Annotated, NoReturn
 
 import typer
 
-from wsi2d.cli import demo, evaluate, extract, heatmap, predict, splits, train
+from wsi2d.cli import demo, evaluate, extract, heatmap, predict, splits, tissue, train
+
+# Exit codes that are not the command's own: what typer makes of an interrupt, and a termination.
+_STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
 
 app = typer.Typer(
     name="wsi2d",
@@ -17,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+app.command("tissue")(tissue.tissue)
 app.command("extract")(extract.extract)
 app.add_typer(splits.app, name="splits")
 app.command("train")(train.train)
@@ -55,17 +62,62 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     show_log()
+    _end_on_request()
     try:
         app(arguments)
-    except (Wsi2dError, OSError) as error:  # OSError: a folder that cannot be made, a full disk; it names the file
+    except (Wsi2dError, OSError) as error:  # OSError: a folder that cannot be made, a full disk
         if debug:
             raise
-        err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        line = _refused(error) if isinstance(error, OSError) else str(error)
+        err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)
         sys.exit(2)
+    except KeyboardInterrupt:  # before typer listens for it
+        _stopped(130)
     except SystemExit as done:
-        if done.code == 130:  # what typer makes of an interrupt
-            err.print("interrupted; run the same command again to go on")
+        if done.code in _STOPPED:
+            _stopped(int(str(done.code)))
         raise
+
+
+def _stopped(code: int) -> NoReturn:
+    """Say that the command was stopped, and end; whoever asks again, while it ends, is obeyed at once."""
+    from wsi2d.cli.console import err
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    err.print(f"{_STOPPED[code]}; run the same command again to go on")
+    sys.exit(code)
+
+
+def _end_on_request() -> None:
+    """A termination, as batch systems send it when time is up, ends the command as an interrupt does: what is half
+    written is removed, and processes that were started end. A handler that someone else has set stays."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _ask_again
+
+
+def _ask_again(lost: sys.UnraisableHookArgs) -> None:
+    """An interrupt that came while Python was clearing up an object is lost to it: send it again."""
+    number = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(lost.exc_type)
+    if number is None:
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
+def _refused(error: OSError) -> str:
+    """What the file system refuses, as a line: where, what, the remedy."""
+    from wsi2d.errors import one_line
+
+    where = f"{error.filename}: " if error.filename is not None else ""
+    what = error.strerror or str(error)
+    return one_line(
+        f"{where}cannot be read or written ({what}); check the path, who may use it, and the room on the disk"
+    )
 
 
 if __name__ == "__main__":

@@ -20,5 +20,6 @@ def predict(
     from wsi2d.cli import console
     from wsi2d.training.predict import predict as run_prediction
 
+    console.check_out(out)
     table = run_prediction(run, features, out, device=device)
     console.out.print(f"{len(table)} slides predicted → {escape(str(out))}", soft_wrap=True)

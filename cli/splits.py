@@ -43,6 +43,7 @@ def make(
         raise ConfigError("splits: give either --label COLUMN, or --time COLUMN and --event COLUMN=VALUE")
     if label is None and (time is None or event is None):
         raise ConfigError("splits: survival needs both --time COLUMN and --event COLUMN=VALUE")
+    console.check_out(out, folder=True)
     task: ClassificationTask | SurvivalTask
     if label is not None:
         task = validate(ClassificationTask, {"label": label}, source="splits")

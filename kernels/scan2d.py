@@ -85,7 +85,9 @@ def selective_scan_2d(
     arguments = _Arguments(u, delta, A, B, C, D, z, delta_bias)
     _check(arguments)
     dtype = torch.float32 if u.dtype in _HALF else u.dtype
-    wide = _Arguments(*(None if t is None else t.to(dtype) for t in arguments))
+    required = (t.to(dtype) for t in (u, delta, A, B, C))
+    optional = (None if t is None else t.to(dtype) for t in (D, z, delta_bias))
+    wide = _Arguments(*required, *optional)
     return _scan_in_channel_blocks(wide, delta_softplus).to(u.dtype)
 
 

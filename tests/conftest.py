@@ -159,7 +159,7 @@ def _write_random_features(folder: Path, slide_id: str, *, seed: int, shifted: b
     tissue = generator.random(shape) < 0.8
     tissue[0, 0] = tissue[-1, -1] = True
     index = np.argwhere(tissue).astype(np.int32)
-    grid = PatchGrid(cell_coords(index, 256.0), index, shape, 256, 0.5, 256.0, 256.0)
+    grid = PatchGrid(shape, 256, 0.5, 256.0, 256.0, cell_coords(index, 256.0), index)
     features = generator.normal(size=(len(index), 16)).astype(np.float32)
     if shifted:
         features[: len(index) // 2, :4] += 2.0

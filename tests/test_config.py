@@ -26,7 +26,7 @@ from wsi2d.config import (
 from wsi2d.config_files import load_preset, load_run_config, merge, read_yaml, save_run_config
 from wsi2d.errors import ConfigError
 from wsi2d.models.registry import model_config
-from wsi2d.training.losses import loss_config
+from wsi2d.training.losses.registry import loss_config
 
 CLASSES = {"kind": "classification", "label": "grade"}
 SURVIVAL = {"kind": "survival", "time": "months", "event": "status=dead"}
@@ -80,6 +80,13 @@ def failure(action: Callable[[], object]) -> str:
         (PatchConfig, {"min_tissue": 1.5}, "min_tissue: Input should be less than or equal to 1, got 1.5"),
         (TissueConfig, {"min_saturation": 0.5}, "min_saturation must not exceed max_saturation"),
         (TissueConfig, {"close": 3}, "close: unknown key; did you mean 'close_um'?"),
+        (TissueConfig, {"ink": "remove"}, "ink: Input should be 'drop' or 'keep', got 'remove'"),
+        (TissueConfig, {"ink": True}, "ink: Input should be 'drop' or 'keep', got True"),
+        (TissueConfig, {"grow_saturation": 0}, "grow_saturation: Input should be greater than 0, got 0"),
+        (TissueConfig, {"grow_saturation": 1.5}, "grow_saturation: Input should be less than or equal to 1, got 1.5"),
+        (ExtractConfig, {"batch_size": 65_537}, "batch_size: Input should be less than or equal to 65536, got 65537"),
+        (ExtractConfig, {"workers": 10**6}, "workers: Input should be less than or equal to 1024, got 1000000"),
+        (ExtractConfig, {"read_limit_s": 0}, "read_limit_s: Input should be greater than 0, got 0"),
         (ExtractConfig, {"patch": {"pach_px": 3}}, "patch.pach_px: unknown key; did you mean 'patch_px'?"),
         (ExtractConfig, {"tissue": {"mpp": -8}}, "tissue.mpp: Input should be greater than 0, got -8"),
         (ExtractConfig, {"patch": 256}, "patch: Input should be a valid dictionary"),
@@ -104,12 +111,22 @@ def failure(action: Callable[[], object]) -> str:
         (TrainingConfig, {"epoch": 3}, "epoch: unknown key; did you mean 'epochs'?"),
         (TrainingConfig, {"epochs": 0}, "epochs: Input should be greater than or equal to 1, got 0"),
         (TrainingConfig, {"epochs": "ten"}, "epochs: Input should be a valid integer"),
+        (TrainingConfig, {"epochs": 10**7}, "epochs: Input should be less than or equal to 1000000, got 10000000"),
+        (TrainingConfig, {"batch_size": 10**6}, "batch_size: Input should be less than or equal to 65536, got 1000000"),
+        (TrainingConfig, {"workers": 1025}, "workers: Input should be less than or equal to 1024, got 1025"),
+        (TrainingConfig, {"threads": 1025}, "threads: Input should be less than or equal to 1024, got 1025"),
         (TrainingConfig, {"lr": -1e-4}, "lr: Input should be greater than 0, got -0.0001"),
         (TrainingConfig, {"grad_clip": 0}, "grad_clip: Input should be greater than 0, got 0"),
         (TrainingConfig, {"schedule": "step"}, "schedule: Input should be 'cosine' or 'constant', got 'step'"),
         (TrainingConfig, {"inner_val": 0.95}, "inner_val: Input should be less than 0.9, got 0.95"),
         (TrainingConfig, {"loss": 5}, "loss: Input should be a valid dictionary, got 5"),
         (EvaluationConfig, {"confidence": 95}, "confidence: Input should be less than 1, got 95"),
+        (
+            SurvivalTask,
+            {"time": "t", "event": "d=1", "bins": 51},
+            "bins: Input should be less than or equal to 50, got 51",
+        ),
+        (EvaluationConfig, {"bootstrap": 10**7}, "bootstrap: Input should be less than or equal to 1000000"),
         (EvaluationConfig, {"bootstrap": -1}, "bootstrap: Input should be greater than or equal to 0, got -1"),
     ],
 )
@@ -128,6 +145,7 @@ def test_errors_of_sections(section: Any, values: dict[str, Any], message: str) 
         ({"dta": {}}, "dta: unknown key; did you mean 'data'?"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, got -1"),
         ({"seed": "one"}, "seed: Input should be a valid integer"),
+        ({"seed": 2**32}, "seed: Input should be less than 4294967296, got 4294967296"),
         ({"training": {"epoch": 3}}, "training.epoch: unknown key; did you mean 'epochs'?"),
         ({"training": None}, "training: Input should be a valid dictionary"),
         ({"training": {"lr": "fast"}}, "training.lr: Input should be a valid number"),
@@ -165,6 +183,81 @@ def test_errors_of_files_name_the_file_and_the_key(
 def test_long_values_are_not_repeated(write_config: WriteConfig) -> None:
     path = write_config(training={"lr": "x" * 500})
     assert len(failure(lambda: load_run_config(path))) < len(str(path)) + 150
+
+
+GLASS_TEXT = "must be auto, or red, green and blue from 1 to 255 as 236,230,210; got "
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("auto", "auto"),
+        ("236,230,210", "236,230,210"),
+        (" 236 , 230,\t210 ", "236,230,210"),
+        ("1,1,255", "1,1,255"),
+        ([236, 230, 210], "236,230,210"),
+        ((236, 230, 210), "236,230,210"),
+        (["236", "230", "210"], "236,230,210"),
+    ],
+)
+def test_colours_of_glass(given: Any, kept: str) -> None:
+    config = validate(TissueConfig, {"glass": given}, source="here")
+    assert config.glass == kept
+    assert validate(TissueConfig, config.model_dump(), source="again") == config
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "", "white", "Auto", "#ece6d2", "236", "236,230", "236,230,210,255", "236;230;210", "236 230 210", "0,230,210",
+        "236,256,210", "-1,230,210", "236.5,230,210", "236,230,", "236,,210", "1e2,230,210", "²,1,1",
+        [], [236, 230], [236, 230, 0], [236, 230, 256], [0.9, 0.9, 0.8], [True, True, True], ["auto"],
+        [[236], 230, 210],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_colour_of_glass(given: Any) -> None:
+    """Black is no glass either: what is divided by it is infinite."""
+    line = failure(lambda: validate(TissueConfig, {"glass": given}, source="here"))
+    assert line == f"config here: glass: {GLASS_TEXT}{given}".rstrip()
+
+
+@pytest.mark.parametrize("given", [5, None, 2.5, True, {"red": 1}], ids=str)
+def test_glass_is_a_text(given: Any) -> None:
+    assert "glass: Input should be a valid string" in failure(
+        lambda: validate(TissueConfig, {"glass": given}, source="here")
+    )
+
+
+@pytest.mark.parametrize("section", ["out", "data.cohort", "data.features", "data.splits", "data.slides"])
+@pytest.mark.parametrize("character", ["\0", "\n", "\r", "\t", "\x0b", "\x1b", "\x7f", "\x85", "\u2028"], ids=ascii)
+def test_paths_without_control_characters(section: str, character: str) -> None:
+    """A NUL ends a path for the system; the others end or change the line that names it."""
+    name = f"runs/a{character}b"
+    outer, _, inner = section.partition(".")
+    values = {**BASE, outer: {**BASE["data"], inner: name} if inner else name}
+    line = failure(lambda: validate(RunConfig, values, source="here"))
+    assert line == f"config here: {section}: must be a path that a file can have, got {name!r}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "with blanks", "ä/日本/é", "$HOME/~", "it's", "a\\b", "no\u00a0break", "全角\u3000空白", "می\u200cخواهم"],
+)
+def test_paths_as_people_have_them(name: str) -> None:
+    """Also with the blanks that other scripts and other systems put into names."""
+    assert validate(RunConfig, {**BASE, "out": name}, source="here").out == Path(name)
+
+
+def test_a_long_bad_path_is_not_repeated() -> None:
+    assert len(failure(lambda: validate(RunConfig, {**BASE, "out": "x" * 5000 + "\0"}, source="here"))) < 200
+
+
+@pytest.mark.parametrize("option", ["dim", "attention_dim"])
+def test_widths_of_models_have_a_bound(option: str) -> None:
+    for name in ("abmil", "mamba2d-mil"):
+        line = failure(lambda name=name: model_config({"name": name, option: 10**9}))
+        assert f"{option}: Input should be less than or equal to 65536, got 1000000000" in line
 
 
 def test_sections_do_not_change() -> None:
@@ -232,7 +325,28 @@ def test_numbers_as_people_write_them(write_config: WriteConfig, text: str) -> N
         ("just words", "must be a mapping of keys to values, got str"),
         ("", "must be a mapping of keys to values, got NoneType"),
         ("!!python/object/apply:os.getcwd []", "not valid YAML ("),
+        ("a: &x [1]\nb: *x\n", "not valid YAML (aliases (*name) are not supported"),
+        ("a: &x {b: 1}\nc: {<<: *x}\n", "not valid YAML (aliases (*name) are not supported"),
+        ("a: &x [*x]\n", "not valid YAML (aliases (*name) are not supported"),
+        ("seed: 2024-13-45\n", "not valid YAML ("),
+        ("seed: 2024-01-01 00:00:00 +99:99\n", "not valid YAML ("),
+        ("seed: 9223372036854775808\n", "not valid YAML (a whole number is too large"),
+        ("seed: -9223372036854775808\n", "not valid YAML (a whole number is too large"),
+        (f"seed: 0x{'f' * 40}\n", "not valid YAML (a whole number is too large"),
+        (f"seed: {'9' * 10_000}\n", "not valid YAML ("),
+        (f"seed: {'[' * 10_000}\n", "not valid YAML (nested too deeply)"),
+        (f"seed: {'{a: ' * 10_000}\n", "not valid YAML (nested too deeply)"),
+        ("- " * 10_000, "not valid YAML ("),
+        ("seed: !!timestamp soon\n", "not valid YAML ("),
+        ("seed: !!int many\n", "not valid YAML ("),
+        ("seed: !!float many\n", "not valid YAML ("),
+        ("seed: !!bool many\n", "not valid YAML ("),
+        ("seed: !!binary µ\n", "not valid YAML ("),
+        ("? [a, b]\n: c\n", "not valid YAML ("),
+        ("a: 1\n---\nb: 2\n", "not valid YAML ("),
+        ("a: \x00\n", "not valid YAML ("),
     ],
+    ids=lambda text: ascii(text[:30]),
 )
 def test_files_that_are_no_mapping(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.yaml"
@@ -248,6 +362,42 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00\x80")
     assert "not valid YAML" in failure(lambda: read_yaml(binary))
+
+
+def test_a_bomb_of_aliases_is_refused_at_once(tmp_path: Path) -> None:
+    """Nine lines that stand for a billion words."""
+    lines = ["a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    for below, name in zip("abcdefgh", "bcdefghi", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]")
+    (tmp_path / "run.yaml").write_text("\n".join(lines))
+    assert "aliases" in failure(lambda: load_run_config(tmp_path / "run.yaml"))
+
+
+def test_an_anchor_that_nobody_uses_is_no_alias(write_config: WriteConfig) -> None:
+    path = write_config()
+    path.write_text(path.read_text() + "seed: &s 3\n")
+    assert load_run_config(path).seed == 3
+
+
+def test_whole_numbers_up_to_the_largest(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: 9223372036854775807\nb: -9223372036854775807\nc: 0x10\nd: 1_000\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": 2**63 - 1, "b": 1 - 2**63, "c": 16, "d": 1000}
+
+
+@pytest.mark.parametrize("key", ["seed", "out", "task", "model", "data", "training", "preset", "evaluation"])
+@pytest.mark.parametrize(
+    "text",
+    ["2024-01-01", "2024-01-01T10:00:00Z", "[[[[[[1]]]]]]", "!!binary aGk=", "!!set {a, b}", "{1: 2}", "1:30:00"],
+)
+def test_values_of_kinds_that_nobody_expects(write_config: WriteConfig, key: str, text: str) -> None:
+    path = write_config(**{key: "absent"})
+    path.write_text(path.read_text() + f"{key}: {text}\n")
+    try:
+        line = failure(lambda: model_config(load_run_config(path).model))
+    except pytest.fail.Exception:
+        assert (key, text) == ("seed", "1:30:00"), "90 minutes are a number to YAML"
+    else:
+        assert len(line) < 400
 
 
 # --- paths ---------------------------------------------------------------------------------------------------------
@@ -310,6 +460,35 @@ def test_overriding_a_name_drops_the_options_of_the_other(write_config: WriteCon
     }  # fmt: skip
 
 
+def test_overrides_below_a_bare_name(write_config: WriteConfig) -> None:
+    """`model: abmil` is short for `model: {name: abmil}`; its options can be overridden all the same."""
+    path = write_config(model="abmil", task=SURVIVAL, training={"loss": "nll"})
+    config = load_run_config(path, ["model.dim=8", "training.loss.alpha=0.3"])
+    assert config.model == {"name": "abmil", "dim": 8}
+    assert config.training.loss == {"name": "nll", "alpha": 0.3}
+    assert load_run_config(path, ["model.name=mamba2d-mil", "model.dim=8"]).model == {"name": "mamba2d-mil", "dim": 8}
+    assert load_run_config(path, ["training.loss.name=nll"]).training.loss == {"name": "nll"}
+    assert load_run_config(path, ["model={dim: 8}", "model.state=3"]).model == {
+        "name": "mamba2d-mil", "dim": 8, "state": 3,
+    }  # fmt: skip
+
+
+def test_overrides_below_what_is_no_name(write_config: WriteConfig) -> None:
+    path = write_config(preset="demo")
+    for override in ("preset.dim=8", "out.x=1", "data.cohort.x=1", "task.label.x=1"):
+        assert "is a value, not a section" in failure(lambda override=override: load_run_config(path, [override]))
+
+
+def test_overrides_below_a_presets_name(write_config: WriteConfig) -> None:
+    """What the preset says of its model stays; where the file names another model, it goes."""
+    demo = load_preset("demo", "classification")["model"]
+    assert load_run_config(write_config(preset="demo"), ["model.dim=9"]).model == demo | {"dim": 9}
+    path = write_config(preset="demo", model=demo["name"])
+    assert load_run_config(path, ["model.dim=9"]).model == demo | {"dim": 9}
+    path = write_config(preset="demo", model="abmil")
+    assert load_run_config(path, ["model.dim=9"]).model == {"name": "abmil", "dim": 9}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -324,6 +503,15 @@ def test_overriding_a_name_drops_the_options_of_the_other(write_config: WriteCon
         ("training.epochs=", "training.epochs: Input should be a valid integer"),
         ("out=", "out: Input is not a valid path"),
         ("preset=nothing", "preset 'nothing': unknown; there are "),
+        ("seed=*x", "the value is not valid YAML (aliases (*name) are not supported"),
+        ("seed=2024-02-30", "the value is not valid YAML ("),
+        ("seed=2024-02-03", "seed: Input should be a valid integer"),
+        (f"seed={10**20}", "the value is not valid YAML (a whole number is too large"),
+        (f"seed={'[' * 5000}", "the value is not valid YAML (nested too deeply)"),
+        ('out="a\\0b"', "out: must be a path that a file can have"),
+        ('data.slides="a\\nb"', "data.slides: must be a path that a file can have"),
+        (".=1", "unknown key"),
+        ("training..epochs=1", "unknown key"),
     ],
 )
 def test_bad_overrides(write_config: WriteConfig, override: str, message: str) -> None:
@@ -390,6 +578,20 @@ def test_unknown_preset(write_config: WriteConfig) -> None:
     assert failure(lambda: load_run_config(path)) == f"preset 'publised': unknown; there are {', '.join(PRESETS)}"
     path = write_config(preset="published", task="absent")
     assert "preset 'published'" in failure(lambda: load_run_config(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../configs/demo", "./demo", "demo.yaml", "demo/", "/demo", "..", ".", "~", "DEMO", "dem*"]
+)
+def test_presets_are_names_and_no_paths(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Also where such a file exists."""
+    (tmp_path / "demo.yaml").write_text("seed: 7\n")
+    monkeypatch.chdir(tmp_path)
+    for preset in (name, str(tmp_path / "demo"), str(tmp_path / "demo.yaml")):
+        line = failure(lambda preset=preset: load_run_config(write_config(preset=preset)))
+        assert line == f"preset '{preset[:60]}': unknown; there are {', '.join(PRESETS)}"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -16,9 +16,10 @@ import yaml
 
 import wsi2d
 
-# Left may not import right. `configs` holds YAML files, `config_files` belongs to `config`.
+# Left may not import right. `configs` holds YAML files, `config_files` and `registry` belong to `config`.
 STAGES = (
     "errors",
+    "files",
     "config",
     "compute",
     "slides",
@@ -33,7 +34,7 @@ STAGES = (
     "demo",
     "cli",
 )
-ALIASES = {"config_files": "config", "configs": "config"}
+ALIASES = {"config_files": "config", "configs": "config", "registry": "config"}
 KERNELS_MAY_IMPORT = {"torch", "triton", "numba"}
 NAMED_MODULE = re.compile(r"wsi2d(\.[A-Za-z_]\w*)+(?=:\w+$|$)")
 

@@ -5,7 +5,7 @@ matplotlib.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,7 @@ _EXPORTS = {
     "train": "wsi2d.training.crossval",
     "predict": "wsi2d.training.predict",
     "heatmap": "wsi2d.explain.heatmap",
+    "tissue_picture": "wsi2d.explain.tissue_picture",
     "make_demo_cohort": "wsi2d.demo.cohort",
 }
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from wsi2d.demo.cohort import make_demo_cohort as make_demo_cohort
     from wsi2d.evaluation.evaluate import evaluate as evaluate
     from wsi2d.explain.heatmap import heatmap as heatmap
+    from wsi2d.explain.tissue_picture import tissue_picture as tissue_picture
     from wsi2d.features.encoders import get_encoder as get_encoder
     from wsi2d.features.extract import extract as extract
     from wsi2d.features.store import read_features as read_features
@@ -48,11 +50,12 @@ if TYPE_CHECKING:
     from wsi2d.training.crossval import train as train
     from wsi2d.training.predict import predict as predict
 
+if not TYPE_CHECKING:  # a type checker that saw it would take any name for an attribute
 
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'wsi2d' has no attribute '{name}'")
+    def __getattr__(name: str) -> object:
+        if name in _EXPORTS:
+            return getattr(import_module(_EXPORTS[name]), name)
+        raise AttributeError(f"module 'wsi2d' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

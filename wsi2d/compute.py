@@ -69,13 +69,14 @@ def map_ahead(
     ``function`` is raised in its item's place, and what was submitted after it is cancelled.
     """
     source = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="wsi2d") as pool:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="wsi2d")
+    try:
         pending: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(source, max(ahead, 1)))
-        try:
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(function, item) for item in islice(source, 1))
-                yield result
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in islice(source, 1))
+            yield result
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # what hangs must not keep an interrupt waiting
+        raise
+    pool.shutdown()

@@ -7,11 +7,12 @@ and, where there is one, the nearest right name.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wsi2d.errors import ConfigError
 
@@ -41,9 +42,27 @@ class TissueConfig(Strict):
     max_saturation: float = Field(
         0.10, gt=0, le=1, description="a pixel above this saturation is tissue whatever Otsu says"
     )
+    grow_saturation: float = Field(
+        0.03, gt=0, le=1, description="what touches tissue and is more saturated than this is tissue too"
+    )
     min_value: float = Field(
         0.12, ge=0, le=1, description="a pixel darker than this (HSV value) has no meaningful saturation: background"
     )
+    glass: str = Field("auto", description="colour of the empty slide: red,green,blue from 1 to 255; auto finds it")
+    ink: Literal["drop", "keep"] = Field(
+        "drop", description="marker ink on glass; keep it where a stain looks like ink (Alcian blue, trichrome)"
+    )
+
+    @field_validator("glass", mode="before")
+    @classmethod
+    def _colour(cls, value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        if value == "auto" or not isinstance(parts, list | tuple):
+            return value
+        levels = [str(part).strip() for part in parts]
+        if len(levels) != 3 or any(not (n.isascii() and n.isdigit()) or not 0 < int(n) < 256 for n in levels):
+            raise ValueError(f"must be auto, or red, green and blue from 1 to 255 as 236,230,210; got {value}")
+        return ",".join(levels)
 
     @model_validator(mode="after")
     def _ordered(self) -> TissueConfig:
@@ -73,18 +92,30 @@ class ExtractConfig(Strict):
     encoder: str = "histology-stats"
     patch: PatchConfig = PatchConfig()
     tissue: TissueConfig = TissueConfig()
-    batch_size: int = Field(64, ge=1, description="patches an encoder call")
-    workers: int = Field(2, ge=1, description="threads that read and decode patches")
+    batch_size: int = Field(64, ge=1, le=65_536, description="patches an encoder call")
+    workers: int = Field(2, ge=1, le=1024, description="processes that read and decode patches")
+    read_limit_s: float = Field(
+        120.0, gt=0, le=86_400, description="a slide fails where one read of it takes longer, s"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+def _possible_path(path: Path) -> Path:
+    if any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in str(path)):
+        raise ValueError(f"must be a path that a file can have, got {str(path)[:60]!r}")
+    return path
+
+
+FilePath = Annotated[Path, AfterValidator(_possible_path)]
 
 
 class DataConfig(Strict):
     """Where the cohort, its features, its splits and (for heatmaps) its slides are."""
 
-    cohort: Path
-    features: Path
-    splits: Path
-    slides: Path | None = Field(None, description="folder of slide files, for heatmaps")
+    cohort: FilePath
+    features: FilePath
+    splits: FilePath
+    slides: FilePath | None = Field(None, description="folder of slide files, for heatmaps")
     slide_column: str = Field("slide_id", description="cohort column of slide ids")
     case_column: str = Field("case_id", description="cohort column of patients; `slide_id` where there are none")
     missing_features: Literal["error", "skip"] = "error"
@@ -147,8 +178,8 @@ Task = Annotated[ClassificationTask | SurvivalTask, Field(discriminator="kind")]
 class TrainingConfig(Strict):
     """One fold's optimisation. The loss's own options stand beside its name: ``loss: {name: nll, alpha: 0.1}``."""
 
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(1, ge=1, description="bags a step; grids are padded and masked")
+    epochs: int = Field(20, ge=1, le=1_000_000)
+    batch_size: int = Field(1, ge=1, le=65_536, description="bags a step; grids are padded and masked")
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
     decay_all: bool = Field(False, description="decay A_log, D, biases, norms and tokens as well (the published way)")
@@ -161,8 +192,10 @@ class TrainingConfig(Strict):
         0.2, gt=0, lt=0.9, description="share of train that chooses the epoch where splits have no third side"
     )
     device: str = "auto"
-    workers: int = Field(1, ge=1, description="folds trained at the same time, each in a process of its own")
-    threads: int | None = Field(None, ge=1, description="CPU threads a fold; cores divided by workers if not given")
+    workers: int = Field(1, ge=1, le=1024, description="folds trained at the same time, each in a process of its own")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads a fold; cores divided by workers if not given"
+    )
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -173,15 +206,15 @@ class TrainingConfig(Strict):
 class EvaluationConfig(Strict):
     """How numbers get their intervals."""
 
-    bootstrap: int = Field(1000, ge=0, description="resamples of patients; 0 for none")
+    bootstrap: int = Field(1000, ge=0, le=1_000_000, description="resamples of patients; 0 for none")
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
 
 class RunConfig(Strict):
     """A cross-validation from end to end; what ``wsi2d train`` reads and what a run folder keeps."""
 
-    out: Path
-    seed: int = Field(0, ge=0)
+    out: FilePath
+    seed: int = Field(0, ge=0, lt=2**32)
     preset: str | None = None
     data: DataConfig
     task: Task

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from wsi2d.config import RunConfig, validate
-from wsi2d.errors import ConfigError
+from wsi2d.errors import ConfigError, one_line
+from wsi2d.files import write_text
 
+_NAMED_SECTIONS = ("model", "loss")
 _PATH_KEYS = ("out", "data.cohort", "data.features", "data.splits", "data.slides")
 
 
@@ -32,7 +34,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     values = read_yaml(path)
     _resolve_paths(values, path.parent)
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     if values.get("preset") is not None:
         kind = values.get("task", {}).get("kind") if isinstance(values.get("task"), dict) else None
         values = merge(load_preset(str(values["preset"]), kind), values)
@@ -42,27 +44,58 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; raises ConfigError when the file is missing or is something else."""
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = parse_yaml(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"config {path}: not valid YAML ({reason})") from error
+    except ValueError as error:
+        raise ConfigError(f"config {path}: not valid YAML ({error}); mend it") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config {path}: must be a mapping of keys to values, got {type(values).__name__}")
     return values
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a configuration needs none, and a few lines of them can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not supported")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value: int = super().construct_yaml_int(node)
+        if abs(value) >= 2**63:
+            raise yaml.YAMLError("a whole number is too large")
+        return value
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+
+
+def parse_yaml(text: str) -> Any:
+    """Values of a YAML text.
+
+    Raises:
+        ValueError: it is none; the message says why.
+    """
+    try:
+        return yaml.load(text, _PlainLoader)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(one_line(str(error)) or type(error).__name__) from error  # a date of 99 May, say
+
+
 def load_preset(name: str, task_kind: str | None) -> dict[str, Any]:
     """Values of a shipped preset: ``configs/NAME.yaml``, or ``configs/NAME-<task kind>.yaml``."""
     folder = resources.files("wsi2d.configs")
-    candidates = [name, f"{name}-{task_kind}"]
-    for candidate in candidates:
-        file = folder / f"{candidate}.yaml"
-        if file.is_file():
-            return yaml.safe_load(file.read_text("utf-8"))
-    known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    raise ConfigError(f"preset '{name}': unknown; there are {', '.join(known)}")
+    known = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    for candidate in (name, f"{name}-{task_kind}"):
+        if candidate in known:
+            values: dict[str, Any] = parse_yaml(known[candidate].read_text("utf-8"))
+            return values
+    raise ConfigError(f"preset '{name[:60]}': unknown; there are {', '.join(sorted(known))}")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,8 +109,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = result.get(key)
         if isinstance(value, str) and isinstance(below, Mapping) and "name" in below:
             value = {"name": value}  # a name stands for its section
-        mergeable = isinstance(value, Mapping) and isinstance(below, Mapping) and not _renames(below, value)
-        result[key] = merge(below, value) if mergeable else value
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and not _renames(below, value):
+            value = merge(below, value)
+        result[key] = value
     return result
 
 
@@ -86,7 +120,12 @@ def _renames(below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
 
 
 def save_run_config(config: RunConfig, path: Path) -> None:
-    """Write a resolved configuration that loads again from where it lies (paths relative to its folder)."""
+    """Write a resolved configuration that loads again from where it lies (paths relative to its folder); one that is
+    there already is left alone.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
     values = config.model_dump(mode="json")  # with its nulls: left out, they would become defaults again
     # The preset is already merged in: kept as a key it would be laid under the values again, to no effect.
     values.pop("preset", None)
@@ -94,23 +133,32 @@ def save_run_config(config: RunConfig, path: Path) -> None:
         section, key = _descend(values, dotted)
         if section is not None and section.get(key) is not None:
             section[key] = Path(os.path.relpath(section[key], path.parent)).as_posix()
-    path.write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+    text = yaml.safe_dump(values, sort_keys=False)
+    if not path.exists() or path.read_text("utf-8") != text:
+        write_text(path, text)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Lay ``dotted.key=value`` over a configuration's values, in place; the value is parsed as YAML.
+
+    Raises:
+        ConfigError: it is not of that form, or the key lies below a value.
+    """
     dotted, separator, text = override.partition("=")
     if not separator or not dotted:
         raise ConfigError(f"override '{override}': must be key=value, as in training.epochs=10")
     section = values
     *parents, key = dotted.split(".")
     for parent in parents:
+        if isinstance(section.get(parent), str) and parent in _NAMED_SECTIONS:
+            section[parent] = {"name": section[parent]}  # a name stands for its section
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"override '{override}': the value is not valid YAML ({error})") from error
     if key == "name" and _renames(section, {"name": value}):
         section.clear()
     section[key] = value

@@ -5,12 +5,24 @@ and exits with code 2; with ``--debug`` it shows the traceback as well.
 """
 
 
+def one_line(text: str) -> str:
+    """Text without line breaks and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 class Wsi2dError(Exception):
-    """Base of every error that a user can cause or mend."""
+    """Base of every error that a user can cause or mend: one line, whatever a file or an option brought into it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(Wsi2dError):
     """A configuration, an option or an argument that cannot be used."""
+
+
+class StorageError(Wsi2dError):
+    """A file or a folder that cannot be written: no permission, a full disk, something else in its place."""
 
 
 class SlideError(Wsi2dError):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,8 +48,13 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def run(first: str, *more: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["wsi2d", *shlex.split(first), *map(str, more)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as done:
-            main()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.raises(SystemExit) as done:
+                main()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         printed = capsys.readouterr()
         code = done.value.code
         return Result(int(code) if code is not None else 0, printed.out, printed.err)

@@ -22,7 +22,7 @@ def content(path: Path) -> dict[str, Any]:
     """All that a feature file holds."""
     with h5py.File(path) as file:
         arrays = {name: file[name][()].tobytes() for name in ("features", "coords", "index")}
-        return {**arrays, **{k: str(v) for k, v in file.attrs.items()}}
+        return {**arrays, **{k: v.decode() if isinstance(v, bytes) else str(v) for k, v in file.attrs.items()}}
 
 
 def times(folder: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ import pytest
 import wsi2d
 from wsi2d.errors import SlideError
 
-VERBS = ["extract", "splits", "splits make", "train", "evaluate", "predict", "heatmap", "demo"]
+VERBS = ["tissue", "extract", "splits", "splits make", "train", "evaluate", "predict", "heatmap", "demo"]
 
 
 def test_help_names_every_verb(cli: Any) -> None:
@@ -123,6 +123,40 @@ def test_a_file_system_that_refuses_is_one_line(fails: Any, finished_run: Path, 
     assert str(tmp_path / "file") in line
     line = fails("splits make --label label --folds 2 --out", tmp_path / "file", finished_run.parent / "cohort.csv")
     assert str(tmp_path / "file") in line
+
+
+@pytest.mark.parametrize(
+    ("error", "begins"),
+    [
+        (
+            OSError(28, "No space left on device", "/data/x.csv"),
+            "/data/x.csv: cannot be read or written (No space left",
+        ),
+        (OSError("Unable to\n  open"), "cannot be read or written (Unable to open)"),
+    ],
+)
+def test_what_the_file_system_says_has_a_remedy(fails: Any, broken: Any, error: OSError, begins: str) -> None:
+    broken(error)
+    line = fails(PREDICT)
+    assert line.startswith(begins)
+    assert line.endswith("; check the path, who may use it, and the room on the disk")
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["a folder", "below a file"])
+@pytest.mark.parametrize("verb", ["predict nowhere features", "heatmap nowhere A"])
+def test_out_is_checked_before_the_work(fails: Any, tmp_path: Path, verb: str, below: bool) -> None:
+    (tmp_path / "taken").write_text("in the way")
+    out = tmp_path / "taken" / "deep" / "a.png" if below else tmp_path
+    line = fails(verb, "--out", out)
+    assert line.startswith(f"out {out}: ")
+    assert line.endswith("; give another --out")
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("value", ["0", "nan", "-0.5", "inf"])
+@pytest.mark.parametrize("verb", ["extract nowhere --out f", "heatmap nowhere A --out a.png"])
+def test_pixel_sizes_are_checked_before_the_work(fails: Any, verb: str, value: str) -> None:
+    assert fails(f"{verb} --slide-mpp={value}") == f"--slide-mpp: must be > 0 µm/px, got {value}"
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(cli: Any, broken: Any) -> None:

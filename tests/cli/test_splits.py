@@ -92,4 +92,14 @@ def test_mistakes(fails: Any, cohort: Path, tmp_path: Path, options: str, words:
 
 def test_no_cohort(fails: Any, tmp_path: Path) -> None:
     line = fails("splits make", tmp_path / "none.csv", "--label", "x", "--out", tmp_path / "s")
-    assert line == f"cohort {tmp_path / 'none.csv'}: no such file"
+    assert line.startswith(f"cohort {tmp_path / 'none.csv'}: no such file; give the path of a CSV table")
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["a file", "below a file"])
+def test_out_that_cannot_be(fails: Any, tmp_path: Path, below: bool) -> None:
+    """It is told before the cohort is read."""
+    (tmp_path / "taken").write_text("in the way")
+    out = tmp_path / "taken" / "s" if below else tmp_path / "taken"
+    line = fails("splits make", tmp_path / "none.csv", "--label", "x", "--out", out)
+    assert line.startswith(f"out {out}: ")
+    assert line.endswith("; give another --out")

@@ -73,7 +73,7 @@ def test_again(cli: Any, tiny: ModuleType, study: Path) -> None:
         ("model.depth=2", "depth: unknown key"),
         ("training.loss=nll", "'nll' is a loss for survival, the task is classification"),
         ("data.splits=nowhere", "no files splits_0.csv"),
-        ("data.features=nowhere", "14 of 14 slides have none"),
+        ("data.features=nowhere", "no slide of the cohort has a feature file here; extract them into it"),
         ("task.label=grade", "no column 'grade'"),
         ("preset=publishd", "preset 'publishd': unknown; there are demo, published"),
         ("training.device=cuda:9", "device 'cuda:9'"),

@@ -46,7 +46,7 @@ def write_features(tmp_path: Path) -> Callable[..., Path]:
         grid |= {name: value for name, value in changes.items() if name in grid}
         provenance |= {name: value for name, value in changes.items() if name in provenance}
         path = feature_path(tmp_path, slide_id)
-        patches = PatchGrid(cell_coords(cells, float(grid["stride_level0"])), cells, **grid)
+        patches = PatchGrid(**grid, coords=cell_coords(cells, float(grid["stride_level0"])), index=cells)
         with FeatureWriter(
             path, patches, Provenance(**provenance), dim=features.shape[1], dtype=features.dtype.name
         ) as writer:

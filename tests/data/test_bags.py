@@ -74,8 +74,10 @@ def test_slide_without_tissue(write_features: WriteFeatures) -> None:
 def test_features_that_are_no_numbers_are_refused(write_features: WriteFeatures, value: float) -> None:
     features = np.zeros((4, 3), np.float32)
     features[2, 1] = value
-    with pytest.raises(FeatureStoreError, match="slide 'a': features hold NaN or infinity; extract it again"):
-        load_bag(write_features("a", CELLS, features))
+    path = write_features("a", CELLS, features)
+    with pytest.raises(FeatureStoreError) as caught:
+        load_bag(path)
+    assert str(caught.value) == f"{path}: slide 'a': features hold NaN or infinity; delete it and extract again"
 
 
 def test_float16_beyond_its_range_is_refused(write_features: WriteFeatures) -> None:
@@ -110,7 +112,7 @@ def test_bag_checks_its_places(index: list[list[int]]) -> None:
     ("damage", "message"),
     [
         (lambda file: file.attrs.update(complete=False), "incomplete; extract the slide again"),
-        (lambda file: file.attrs.update(schema="other/1"), "schema is 'other/1', not 'wsi2d/1'"),
+        (lambda file: file.attrs.update(schema=np.bytes_(b"other/1")), "schema is 'other/1', not 'wsi2d/1'"),
         (lambda file: file.__delitem__("features"), "features"),
     ],
     ids=["incomplete", "schema", "no-features"],
@@ -235,10 +237,11 @@ def test_missing_features_are_skipped_and_named(
     assert [r.getMessage() for r in caplog.records] == ["2 slides have no features and are left out: x, y"]
 
 
-def test_no_slide_has_features(tmp_path: Path) -> None:
-    for ids in (["x"], []):
-        with pytest.raises(FeatureStoreError, match="no slide of the cohort has a feature file here"):
-            BagStore(tmp_path, ids, missing="skip")
+@pytest.mark.parametrize("missing", ["skip", "error"])
+def test_no_slide_has_features(tmp_path: Path, missing: str) -> None:
+    for folder, ids in ((tmp_path, ["x"]), (tmp_path / "moved", ["x", "y"]), (tmp_path, [])):
+        with pytest.raises(FeatureStoreError, match=r"no slide of the cohort .* feature file here; .*data\.features"):
+            BagStore(folder, ids, missing=missing)
 
 
 def test_slides_without_tissue_are_left_out(write_features: WriteFeatures, caplog: pytest.LogCaptureFixture) -> None:
@@ -251,6 +254,25 @@ def test_slides_without_tissue_are_left_out(write_features: WriteFeatures, caplo
     assert "1 slides have no tissue and are left out: blank" in caplog.text
     with pytest.raises(FeatureStoreError, match="slide 'blank': has no tissue"):
         store.load("blank")
+
+
+def test_counts_of_patches(write_features: WriteFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every slide that has a file, in the order asked for, be it empty; no features are read for them."""
+    write_features("a", CELLS)
+    write_features("blank", [])
+    folder = write_features("b", CELLS[:1]).parent
+    write_features("of another study", CELLS)
+    monkeypatch.setattr(bags_module, "load_bag", None)
+    store = BagStore(folder, ["b", "x", "blank", "a"], missing="skip")
+    assert list(store.counts.items()) == [("b", 1), ("blank", 0), ("a", 4)]
+    assert all(type(count) is int for count in store.counts.values())
+
+
+def test_counts_are_those_of_the_bags(write_features: WriteFeatures) -> None:
+    for slide_id, count in (("a", 1), ("b", 3), ("c", 200)):
+        folder = write_features(slide_id, [(i // 60, i % 60) for i in range(count)]).parent
+    store = BagStore(folder, "abc")
+    assert store.counts == {slide_id: len(store.load(slide_id)) for slide_id in "abc"}
 
 
 def test_a_file_that_goes_missing_later(write_features: WriteFeatures) -> None:

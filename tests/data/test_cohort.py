@@ -93,13 +93,30 @@ def test_one_row_a_slide(write_table: WriteTable, first: str, second: str) -> No
     ("header", "missing", "hint"),
     [
         ("slide_id,case_id,grad", "grade", "did you mean 'grad'?"),
-        ("slide_id,case_di,grade", "case_id", "did you mean 'case_di'?"),
         ("slideid,case_id,grade", "slide_id", "did you mean 'slideid'?"),
         ("slide_id,case_id,xyz", "grade", "there are case_id, slide_id, xyz"),
     ],
 )
 def test_missing_column_names_the_nearest(write_table: WriteTable, header: str, missing: str, hint: str) -> None:
     assert failure(write_table(header, "a,c1,low", "b,c2,high"), GRADE) == f"no column '{missing}'; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("header", "hint"),
+    [
+        ("slide_id,case_di,grade", "did you mean 'case_di'? or, "),
+        ("slide_id,x,grade", "there are grade, x; or, "),
+        ("slide_id,grade", "there are grade; or, "),
+    ],
+)
+def test_missing_patient_column_may_be_declared(write_table: WriteTable, header: str, hint: str) -> None:
+    assert failure(write_table(header, *(("a,b,c", "d,e,f") if header.count(",") == 2 else ("a,b", "c,d"))), GRADE) == (
+        f"no column 'case_id'; {hint}where each slide is a patient of its own, give data.case_column: slide_id in a "
+        "run's YAML, --case-column slide_id to `wsi2d splits make`"
+    )
+    renamed = write_table(header.replace("slide_id", "image"), "a,b,c" if header.count(",") == 2 else "a,b")
+    with pytest.raises(CohortError, match=r"data\.case_column: image in .* --case-column image to"):
+        load_cohort(renamed, GRADE, slide_column="image")
 
 
 @pytest.mark.parametrize(("time", "event", "missing"), [("month", "died=1", "month"), ("months", "dead=1", "dead")])
@@ -157,13 +174,33 @@ def test_rows_longer_than_the_header_are_refused(write_table: WriteTable, rows: 
 
 
 def test_unreadable_tables(tmp_path: Path, write_table: WriteTable) -> None:
-    assert failure(tmp_path / "none.csv", GRADE) == "no such file"
-    assert failure(write_table("slide_id,case_id,grade"), GRADE) == "has no rows"
-    assert failure(tmp_path, GRADE).startswith("not a readable CSV table")
+    give = r"give the path of .* \(data\.cohort in a run's YAML\)"
+    assert re.fullmatch(rf"no such file; {give}", failure(tmp_path / "none.csv", GRADE))
+    assert failure(write_table("slide_id,case_id,grade"), GRADE) == (
+        "has no rows; below its header it must hold one row a slide"
+    )
+    assert re.fullmatch(rf"not a readable CSV table \(Is a directory\); {give}", failure(tmp_path, GRADE))
+    save = "save it as CSV in UTF-8, with a header"
     (tmp_path / "empty.csv").write_text("")
-    assert failure(tmp_path / "empty.csv", GRADE).startswith("not a readable CSV table")
-    (tmp_path / "binary.csv").write_bytes(bytes(range(128, 256)) * 4)
-    assert failure(tmp_path / "binary.csv", GRADE).startswith("not a readable CSV table")
+    assert re.fullmatch(rf"not a readable CSV table \(.+\); {save}", failure(tmp_path / "empty.csv", GRADE))
+    for content in (bytes(range(128, 256)) * 4, "slide_id\tcase_id\n".encode("utf-16")):
+        (tmp_path / "binary.csv").write_bytes(content)
+        assert re.fullmatch(rf"not a readable CSV table \(.+\); {save}", failure(tmp_path / "binary.csv", GRADE))
+
+
+@pytest.mark.parametrize("row", ["b,c2,low,grade", 'b,"c2,low'], ids=["too-long", "open-quote"])
+def test_a_line_that_cannot_be_parsed(write_table: WriteTable, row: str) -> None:
+    message = failure(write_table("slide_id,case_id,grade", "a,c1,low", row), GRADE)
+    assert re.fullmatch(r"not a readable CSV table \(.+ (line|row) \d.*\); mend that line: .*in quotes", message)
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "';'"), ("\t", "tabs"), ("|", "'|'")])
+def test_other_separators_are_named(write_table: WriteTable, separator: str, name: str) -> None:
+    path = write_table(*(line.replace(",", separator) for line in ("slide_id,case_id,grade,mpp", "a,b,c,0.5")))
+    words = f"its columns are separated by {name}; save it as CSV with commas"
+    assert failure(path, GRADE) == words
+    with pytest.raises(CohortError, match=re.escape(words)):
+        load_cohort_mpp(path)
 
 
 def test_cohort_checks_itself() -> None:
@@ -192,15 +229,24 @@ def test_classes_in_natural_order(write_table: WriteTable, labels: list[str], cl
 
 
 def test_given_classes_fix_names_and_order(write_table: WriteTable) -> None:
+    path = write_table("slide_id,case_id,grade", "a,c1,low", "b,c2,high", "c,c3,grade 1")
+    for classes in (("low", "grade 1", "high"), ("high", "low", "grade 1")):
+        assert load_cohort(path, ClassificationTask(label="grade", classes=classes)).classes == classes
+
+
+def test_a_given_class_that_no_slide_has(write_table: WriteTable) -> None:
     path = write_table("slide_id,case_id,grade", "a,c1,low", "b,c2,high")
-    task = ClassificationTask(label="grade", classes=("low", "high", "unseen"))
-    assert load_cohort(path, task).classes == ("low", "high", "unseen")
+    task = ClassificationTask(label="grade", classes=("low", "unseen", "high"))
+    assert failure(path, task) == "no slide has grade 'unseen'; take it out of task.classes"
 
 
 def test_unknown_class(write_table: WriteTable) -> None:
     path = write_table("slide_id,case_id,grade", "a,c1,low", "b,c2,hihg", "c,c3,high")
     task = ClassificationTask(label="grade", classes=("low", "high"))
-    assert failure(path, task) == "grade 'hihg' is not among classes low, high"
+    assert failure(path, task) == (
+        "line 3 has grade 'hihg', which is not among classes low, high; mend it, add it to task.classes, or leave such "
+        "slides out"
+    )
 
 
 def test_one_class_only(write_table: WriteTable) -> None:
@@ -246,13 +292,18 @@ def test_no_row_has_the_events_value(write_table: WriteTable) -> None:
 
 def test_three_values_of_an_event(write_table: WriteTable) -> None:
     path = write_table("slide_id,case_id,months,died", "a,c1,1,0", "b,c2,2,1", "c,c3,3,2")
-    assert failure(path, DEATH) == "died must hold two values, it holds 0, 1, 2"
+    assert failure(path, DEATH) == (
+        "died must hold two values, it holds 0, 1, 2; leave out the rows of which it is not known whether the event "
+        "happened"
+    )
 
 
 @pytest.mark.parametrize("second", ["5,0", "4,1"], ids=["event", "time"])
 def test_a_patient_has_one_outcome(write_table: WriteTable, second: str) -> None:
     path = write_table("slide_id,case_id,months,died", "a,c1,5,1", f"b,c1,{second}", "c,c2,1,0")
-    assert failure(path, DEATH) == "the slides of patient 'c1' have different times or events"
+    assert failure(path, DEATH) == (
+        "the slides of patient 'c1' have different times or events; give all its rows the same"
+    )
 
 
 def test_outcomes_written_in_two_ways_agree(write_table: WriteTable) -> None:
@@ -313,7 +364,7 @@ def test_mpp_must_be_positive(write_table: WriteTable, text: str) -> None:
 
 def test_no_mpp_column(write_table: WriteTable) -> None:
     path = write_table("slide_id,case_id", "a,c1")
-    with pytest.raises(CohortError, match="no column 'mpp'; there are slide_id, case_id"):
+    with pytest.raises(CohortError, match=r"no column 'mpp'; there are slide_id, case_id; .*--slide-mpp"):
         load_cohort_mpp(path)
 
 

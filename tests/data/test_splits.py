@@ -12,7 +12,7 @@ import pytest
 from wsi2d.config import ClassificationTask, SurvivalTask
 from wsi2d.data.cohort import Cohort, CohortSlide, load_cohort
 from wsi2d.data.splits import SIDES, Fold, SlideFold, make_splits, read_splits, resolve_fold, write_splits
-from wsi2d.errors import SplitError
+from wsi2d.errors import SplitError, StorageError
 
 GRADE = ClassificationTask(label="grade")
 DEATH = SurvivalTask(time="months", event="died=1")
@@ -154,7 +154,9 @@ def test_one_fold_is_none(folds: int) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 1.5, -0.2, 0.01])
 def test_impossible_share_of_validation(share: float) -> None:
-    with pytest.raises(SplitError) as caught:
+    with pytest.raises(
+        SplitError, match=r"^folds: val_share .*(must lie between 0 and 1|use another val share)"
+    ) as caught:
         make_splits(grades({"a": 12, "b": 12}), folds=3, val_share=share)
     assert "\n" not in str(caught.value)
 
@@ -225,7 +227,7 @@ def test_no_split_files(tmp_path: Path) -> None:
     [
         (",train,valid,test\n0,a,b,c\n", "no column 'val'; a splits file has train, val and test"),
         ("a,b\n", "no column 'train'"),
-        ("", "not a readable CSV table"),
+        ("", r"not a readable CSV table \(.*\); save it as CSV .* make the splits anew with `wsi2d splits make`"),
     ],
 )
 def test_unreadable_split_files(tmp_path: Path, text: str, message: str) -> None:
@@ -234,6 +236,15 @@ def test_unreadable_split_files(tmp_path: Path, text: str, message: str) -> None
         read_splits(tmp_path)
     assert str(caught.value).startswith(f"splits {tmp_path / 'splits_0.csv'}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_splits_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("in the way")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "splits"):
+        with pytest.raises(StorageError) as caught:
+            write_splits([Fold(0, ("a",), ("b",), ("c",))], folder)
+        assert str(caught.value).startswith(f"{folder}: the folder cannot be made (")
+        assert str(caught.value).endswith("give another --out")
 
 
 def test_folds_of_two_kinds_do_not_mix_in_a_folder(tmp_path: Path) -> None:
@@ -297,8 +308,21 @@ def test_empty_sides(fold: Fold, side: str) -> None:
 
 def test_train_too_small_to_cut() -> None:
     cohort = one_slide_each(("p", "a"), ("q", "b"))
-    with pytest.raises(SplitError, match="train cannot be cut for validation"):
-        resolve_fold(Fold(0, ("p",), ("q",), ()), cohort)
+    with pytest.raises(SplitError) as caught:
+        resolve_fold(Fold(3, ("p",), ("q",), ()), cohort)
+    assert str(caught.value) == (
+        "fold 3: its train cannot be cut for validation, training.inner_val 0.2 of 1 patients (a 1) leaves a part too "
+        "small to have every kind; give another training.inner_val, or splits with more patients in train or with a "
+        "test side"
+    )
+
+
+def test_seeds_that_scikit_learn_does_not_take() -> None:
+    with pytest.raises(SplitError, match="the seed must be at least 0 and below"):
+        make_splits(grades({"a": 12, "b": 12}), folds=3, seed=2**32)
+    cohort = one_slide_each(*((f"c{i}", "ab"[i % 2]) for i in range(20)))
+    published = Fold(1, tuple(f"c{i}" for i in range(16)), tuple(f"c{i}" for i in range(16, 20)), ())
+    assert resolve_fold(published, cohort, seed=2**40).inner_val
 
 
 # --- published splits: two sides -----------------------------------------------------------------------------------

@@ -238,6 +238,17 @@ def test_notes_of_a_run_are_kept(tmp_path: Path) -> None:
     assert strict_json(tmp_path / "metrics.json")["notes"] == ["fold 0: 3 patients leak – beware"]
 
 
+@pytest.mark.parametrize("content", [b'["fold 0: 3 pat', b"", b"\xff\xfe", b"3", b'{"fold 0": "leaks"}', b"[1, 2]"])
+def test_notes_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
+    """Numbers without the notes that belong to them are not given."""
+    (tmp_path / "notes.json").write_bytes(content)
+    with pytest.raises(RunError) as caught:
+        evaluated(class_table(), tmp_path)
+    remedy = "mend it, or delete it and do without the run's notes"
+    assert str(caught.value) == f"notes {tmp_path / 'notes.json'}: not a JSON list of texts; {remedy}"
+    assert not (tmp_path / "metrics.json").exists()
+
+
 def test_folder_without_predictions(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(RunError) as caught:
@@ -248,4 +259,5 @@ def test_folder_without_predictions(tmp_path: Path) -> None:
 def test_a_table_from_elsewhere_is_evaluated_alike(tmp_path: Path) -> None:
     frame = class_table(folds=1, per_fold=24)
     by_run = evaluated(frame, tmp_path, FEW, seed=3)
-    assert evaluate_table(read_predictions(tmp_path / "predictions.csv"), FEW, seed=3) == by_run
+    by_table = evaluate_table(read_predictions(tmp_path / "predictions.csv"), FEW, seed=3)
+    assert by_table.to_json() == by_run.to_json()

@@ -105,7 +105,7 @@ def test_missing_survival_columns(tmp_path: Path, missing: str) -> None:
 def test_probabilities_are_numbers(tmp_path: Path, column: str, value: str) -> None:
     row = dict(zip(CLASSES.split(","), ["b", "d", "0", "low", "0.9", "0.1"], strict=True)) | {column: value}
     message = failure(write(tmp_path, CLASSES, "a,c,0,low,0.9,0.1", ",".join(row.values())))
-    assert message == "prob_low, prob_high must hold numbers in every row"
+    assert message == f"slide 'b' has {column} '{value}'; prob_low, prob_high must hold numbers in every row"
 
 
 @pytest.mark.parametrize("value", ["", "x", "nan", "inf"])
@@ -113,7 +113,7 @@ def test_probabilities_are_numbers(tmp_path: Path, column: str, value: str) -> N
 def test_outcomes_are_numbers(tmp_path: Path, column: str, value: str) -> None:
     row = dict(zip(SURVIVAL.split(","), ["b", "d", "0", "3", "1", "0.1"], strict=True)) | {column: value}
     message = failure(write(tmp_path, SURVIVAL, "a,c,0,2,0,0.4", ",".join(row.values())))
-    assert message == "time, event, risk must hold numbers in every row"
+    assert message == f"slide 'b' has {column} '{value}'; time, event, risk must hold numbers in every row"
 
 
 @pytest.mark.parametrize("value", ["2", "-1", "0.5"])
@@ -131,15 +131,19 @@ def test_folds_are_whole_numbers_or_blank(tmp_path: Path, value: str) -> None:
 
 def test_unknown_label(tmp_path: Path) -> None:
     path = write(tmp_path, CLASSES, "a,c,0,low,0.9,0.1", "b,d,0,middle,0.1,0.9")
-    assert failure(path) == "label 'middle' has no column 'prob_middle'"
+    assert failure(path) == (
+        "label 'middle' has no column 'prob_middle'; mend the label (there are low, high) or add the column"
+    )
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    assert failure(tmp_path / "none.csv").startswith("cannot be read (")
-    assert failure(tmp_path).startswith("cannot be read (")
-    assert failure(write(tmp_path, CLASSES)) == "prob_low, prob_high must hold numbers in every row"
-    (tmp_path / "predictions.csv").write_text("")
-    assert failure(tmp_path / "predictions.csv").startswith("cannot be read (")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00" * 9)
+    for path in (tmp_path / "none.csv", tmp_path, tmp_path / "empty.csv", tmp_path / "binary.csv"):
+        message = failure(path)
+        assert message.startswith("cannot be read (")
+        assert message.endswith("save it as CSV in UTF-8, with a header, or let `wsi2d train` make that of a run anew")
+    assert failure(write(tmp_path, CLASSES)).startswith("has no rows; ")
 
 
 def test_subset_keeps_kind_and_classes(tmp_path: Path) -> None:

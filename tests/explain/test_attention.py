@@ -1,12 +1,14 @@
 """Which model speaks about a slide, where its features come from, and that attention lies where it should."""
 
+import hashlib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from wsi2d.errors import FeatureStoreError, RunError, SlideError
+from wsi2d.errors import FeatureStoreError, RunError, SlideError, Wsi2dError
 from wsi2d.explain.attention import SlideAttention, slide_attention
 from wsi2d.features.store import read_features
 
@@ -162,9 +164,21 @@ def test_survival(brown_slide: Any, handmade_run: Any, tmp_path: Path) -> None:
 def test_slides_that_cannot_be_found(two_minds: Path, tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="slide 'Z': is no file, and no slide of that name is in"):
         slide_attention(two_minds, "Z")
-    with pytest.raises(SlideError, match="nowhere does not exist"):
+    with pytest.raises(SlideError, match="nowhere does not exist; give --slides FOLDER"):
         slide_attention(two_minds, "A", slides=tmp_path / "nowhere")
     assert slide_attention(two_minds, "A", slides=tmp_path / "slides").folds == (1,)
+
+
+def test_a_slide_s_nearest_name(two_minds: Path, tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match=r"is in .*slides; there are A, B$"):
+        slide_attention(two_minds, "Z")
+    (tmp_path / "more").mkdir()
+    for i in range(99):
+        (tmp_path / "more" / f"TCGA-{i:04}.svs").touch()
+    with pytest.raises(SlideError, match=r"is in .*more; did you mean 'TCGA-0042'\?$"):
+        slide_attention(two_minds, "TCGA-0042.svs", slides=tmp_path / "more")
+    with pytest.raises(SlideError, match=r"is in .*more; 99 others are, as 'TCGA-0000'; give another --slides$"):
+        slide_attention(two_minds, "Z", slides=tmp_path / "more")
 
 
 def test_run_that_does_not_say_where_its_slides_are(brown_slide: Any, handmade_run: Any, tmp_path: Path) -> None:
@@ -194,7 +208,7 @@ def test_features_made_otherwise(two_minds: Path, tmp_path: Path) -> None:
     import h5py
 
     with h5py.File(tmp_path / "features" / "A.h5", "a") as file:
-        file.attrs["encoder_hash"] = "another"
+        file.attrs["encoder_hash"] = np.bytes_(b"another")
     with pytest.raises(FeatureStoreError, match="encoder_hash another"):
         slide_attention(two_minds, "A")
 
@@ -203,8 +217,43 @@ def test_no_features_to_learn_the_settings_from(brown_slide: Any, two_minds: Pat
     slide = brown_slide(tmp_path / "elsewhere" / "new.tiff", (330, 140))
     for path in (tmp_path / "features").iterdir():
         path.unlink()
-    with pytest.raises(FeatureStoreError, match="no feature files to take the tissue settings from"):
+    with pytest.raises(FeatureStoreError, match="no feature files to take the tissue settings from; give --features"):
         slide_attention(two_minds, slide.path)
+
+
+@pytest.mark.parametrize(
+    ("tissue", "words"),
+    [
+        ("{}", r"B\.h5: does not say how much .* \(min_tissue\); give --features FOLDER .* slide 'A'"),
+        ('{"min_tissue": 7}', r"B\.h5: patch\.min_tissue: .*less than or equal to 1, got 7"),
+        ('{"min_tissue": 0.4, "mpp": "fine"}', r"B\.h5: tissue\.mpp: .*valid number"),
+    ],
+)
+def test_settings_that_cannot_be_used_for_a_new_slide(two_minds: Path, tmp_path: Path, tissue: str, words: str) -> None:
+    import h5py
+
+    (tmp_path / "features" / "A.h5").unlink()
+    with h5py.File(tmp_path / "features" / "B.h5", "a") as file:
+        file.attrs["tissue"] = np.bytes_(tissue.encode())
+    with pytest.raises(Wsi2dError, match=words) as caught:
+        slide_attention(two_minds, "A")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_that_has_changed_since(two_minds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is extracted on the way then does not fit the models."""
+    (tmp_path / "features" / "A.h5").unlink()
+    monkeypatch.setattr(import_module("wsi2d.features.histology_stats").hashlib, "sha256", hashlib.sha512)
+    words = r"slide 'A': extracted now, it has encoder_hash \w+, not \w+ as the run was .*; give --features FOLDER"
+    with pytest.raises(FeatureStoreError, match=words):
+        slide_attention(two_minds, "A")
+
+
+def test_a_table_that_says_no_fold_asks_all(two_minds: Path) -> None:
+    path = two_minds / "predictions.csv"
+    path.write_text(path.read_text("utf-8").replace("case of A,1,", "case of A,,"), "utf-8")
+    assert slide_attention(two_minds, "A").folds == (0, 1)
+    assert slide_attention(two_minds, "B").folds == (0,)
 
 
 def test_blank_slide(write_slide: Any, two_minds: Path, tmp_path: Path) -> None:

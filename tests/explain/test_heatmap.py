@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsi2d.errors import ConfigError, SlideError
+from wsi2d.errors import ConfigError, SlideError, StorageError
 from wsi2d.evaluation.predictions import Prediction
 from wsi2d.explain.attention import SlideAttention
 from wsi2d.explain.heatmap import COLOUR_MAP, OPACITY, caption, colour_limit, draw, heatmap, overlay
@@ -28,7 +28,7 @@ def some_grid(shape: tuple[int, int], patch: float, stride: float, seed: int = 0
     chosen = rng.random(shape) < 0.67
     chosen[0, 0] = chosen[-1, -1] = True
     index = np.argwhere(chosen).astype(np.int32)
-    grid = PatchGrid(cell_coords(index, stride), index, shape, 64, 0.5, patch, stride)
+    grid = PatchGrid(shape, 64, 0.5, patch, stride, cell_coords(index, stride), index)
     return grid, np.where(chosen, rng.uniform(0.05, 1, shape), np.nan)
 
 
@@ -202,6 +202,16 @@ def test_other_formats_are_refused_before_the_work(one_slide: Path, tmp_path: Pa
     with pytest.raises(SlideError, match="no such slide"):
         heatmap(one_slide, "no such slide", tmp_path / "deep" / "a.png")
     assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("name", ["taken/a.png", "folder.png"])
+def test_a_picture_that_cannot_be_written(one_slide: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "taken").write_text("in the way")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(StorageError) as caught:
+        heatmap(one_slide, "A", tmp_path / name)
+    assert str(caught.value).startswith(str(tmp_path / ("taken" if "/" in name else name)))
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_the_same_picture_twice(one_slide: Path, tmp_path: Path) -> None:

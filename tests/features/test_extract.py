@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 from wsi2d.config import ExtractConfig
-from wsi2d.errors import ConfigError, FeatureStoreError
+from wsi2d.errors import ConfigError, StorageError
 from wsi2d.features import extract as extract_module
 from wsi2d.features.encoders import get_encoder
 from wsi2d.features.extract import ExtractProgress, ExtractReport, SlideOutcome, extract
-from wsi2d.features.store import feature_path, partial_path, read_features
+from wsi2d.features.store import feature_path, read_features
+from wsi2d.files import partial_path
 from wsi2d.slides.discovery import find_slides
 from wsi2d.slides.reader import open_slide
 
@@ -339,7 +340,7 @@ def test_input_is_checked_before_the_work_begins(good: Path, tmp_path: Path, mon
     with pytest.raises(ConfigError, match="device 'gpu'"):
         run(good, tmp_path / "out", settings(device="gpu"))
     (tmp_path / "file").touch()
-    with pytest.raises(FeatureStoreError, match=r"file: cannot be made .*give another --out"):
+    with pytest.raises(StorageError, match=r"file: the folder cannot be made .*give another --out"):
         run(good, tmp_path / "file")
     assert not (tmp_path / "out").exists()
 

@@ -51,7 +51,7 @@ def make_model() -> Callable[..., nn.Module]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
-        if getattr(model, "standardise", None) is not None:
+        if model.standardise is not None:
             model.standardise.fit(torch.randn(IN_DIM), torch.rand(IN_DIM) + 0.5)
         return model.to(dtype).eval()
 

@@ -4,15 +4,18 @@ import copy
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union
 
 import pytest
 import torch
+from pydantic.fields import FieldInfo
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wsi2d.data.bags import GridBag, collate
 from wsi2d.errors import ConfigError
+from wsi2d.models.blocks import Standardise
 from wsi2d.models.registry import MODELS, _model_class, build_model, model_config
 
 MakeBags = Callable[..., list[GridBag]]
@@ -21,7 +24,7 @@ MakeModel = Callable[..., nn.Module]
 IN_DIM, OUT_DIM = 6, 3
 SHAPES = [(5, 7), (1, 1), (1, 8), (8, 1), (9, 4), (2, 2)]
 SMALL = {"dim": 8, "state": 3, "attention_dim": 5}
-NUMBERS = {"dim": 20, "blocks": 2, "state": 1, "expand": 3, "attention_dim": 1, "dropout": 0.0, "dt_max": 0.5}
+OTHERS = {"dim": 20, "blocks": 2, "state": 1, "expand": 3, "attention_dim": 1, "dropout": 0.0, "dt_max": 0.5}
 PUBLISHED = {"conv": "raster", "directions": 1, "dt_init": "published", "pool": "all", "standardise": False}
 COMBINATIONS: list[dict[str, Any]] = [
     {"name": "mamba2d-mil", **PUBLISHED},
@@ -33,25 +36,66 @@ COMBINATIONS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+def fields_of(name: str) -> dict[str, FieldInfo]:
+    """A model's options."""
+    return dict(_model_class({"name": name}, "test").config_class.model_fields)
+
+
+def accepted(section: dict[str, Any]) -> bool:
+    """Whether a model takes these options."""
+    try:
+        model_config(section)
+    except ConfigError:
+        return False
+    return True
+
+
 def small(name: str, **options: Any) -> dict[str, Any]:
-    """A model's section with small sizes where it has them."""
-    known = _model_class({"name": name}, "test").config_class.model_fields
-    return {"name": name, **{k: v for k, v in SMALL.items() if k in known}, **options}
+    """A model's section with small sizes where it has them, and takes them."""
+    section = {"name": name}
+    for option, value in SMALL.items():
+        if option in fields_of(name) and accepted({**section, option: value}):
+            section[option] = value
+    return section | options
+
+
+def other_values(name: str, option: str) -> list[Any]:
+    """What an option can be besides its default: all words, yes and no, one other number.
+
+    The number, or whatever else it is, is that of ``OTHERS`` where the model takes it; a number that is not there is
+    the first near to the default that the model takes.
+    """
+    field = fields_of(name)[option]
+    kinds = [field.annotation]
+    if typing.get_origin(field.annotation) in (Union, UnionType):
+        kinds = list(typing.get_args(field.annotation))
+    known: list[Any] = [OTHERS[option]] if option in OTHERS else []
+    known = [value for value in known if accepted(small(name, **{option: value}))]
+    found = [*known]
+    for kind in kinds:
+        if typing.get_origin(kind) is Literal:
+            found += typing.get_args(kind)
+        elif kind is bool:
+            found += [True, False]
+        elif kind is type(None):
+            found.append(None)
+        elif kind in (int, float) and not known:
+            start = field.default or 0
+            near = [start // 2 if kind is int else start / 2, 2 * start, start + 1, start + 0.5, start - 0.5, 8]
+            found += [n for n in near if n != field.default and accepted(small(name, **{option: n}))][:1]
+    return [value for value in found if value != field.default]
 
 
 def sections() -> list[dict[str, Any]]:
-    """Each model as it comes, with each value of each option by itself, and some options together."""
+    """Each model as it comes, with each value of each option by itself, and some options together.
+
+    A value that a model refuses by itself must be in ``COMBINATIONS``, with what it needs.
+    """
     found = []
     for name in MODELS:
         found.append(small(name))
-        for option, field in _model_class({"name": name}, "test").config_class.model_fields.items():
-            if typing.get_origin(field.annotation) is Literal and option != "name":
-                values = typing.get_args(field.annotation)
-            elif field.annotation is bool:
-                values = (True, False)
-            else:
-                values = (NUMBERS[option],) if option in NUMBERS else ()
-            found += [small(name, **{option: value}) for value in values if value != field.default]
+        for option in fields_of(name):
+            found += filter(accepted, (small(name, **{option: value}) for value in other_values(name, option)))
     return found + [small(**combination) for combination in COMBINATIONS]
 
 
@@ -64,10 +108,14 @@ EVERY = pytest.mark.parametrize("section", sections(), ids=label)
 
 
 def test_every_option_is_tried() -> None:
-    tried = {(s["name"], option) for s in sections() for option in s}
     for name in MODELS:
-        fields = set(_model_class({"name": name}, "test").config_class.model_fields)
-        assert fields - {option for model, option in tried if model == name} <= {"dt_min"}
+        tried = [model_config(s).model_dump() for s in sections() if s["name"] == name]
+        for option, field in fields_of(name).items():
+            values = [values[option] for values in tried]
+            missing = [v for v in other_values(name, option) if v not in values]
+            assert not missing, f"{name} is not tried with {option} {missing}: add it to COMBINATIONS"
+            tried_another = option == "name" or any(v != field.default for v in values)
+            assert tried_another, f"{name} is tried with one {option} alone: add another to OTHERS"
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------
@@ -97,7 +145,7 @@ def test_attention_is_a_distribution_over_tissue(
     assert all((part > 0).all() for part in attention)
     for bag, part in zip(bags, attention, strict=True):
         total, full = float(part.sum()), len(bag) == bag.shape[0] * bag.shape[1]
-        if section.get("pool", "tissue") == "tissue" or full:
+        if section.get("pool") != "all" or full:
             assert total == pytest.approx(1, abs=1e-5)
         else:
             assert 0 < total < 1 - 1e-4  # empty cells take their part
@@ -186,7 +234,7 @@ def test_dropout_only_while_training(make_bags: MakeBags, make_model: MakeModel,
         assert torch.equal(model(batch).logits, model(batch).logits)
         model.train()
         same = torch.equal(model(batch).logits, model(batch).logits)
-    assert same == (model.config.dropout == 0)
+    assert same == (not any(share for option, share in model.config if "drop" in option))
 
 
 @EVERY
@@ -210,12 +258,20 @@ def test_a_name_is_enough(name: str) -> None:
     assert model_config(model.config.model_dump()) == model.config
 
 
+@EVERY
+def test_what_standardises_is_where_training_looks_for_it(section: dict[str, Any]) -> None:
+    model = build_model(section, in_dim=IN_DIM, out_dim=OUT_DIM)
+    held = [module for module in model.modules() if isinstance(module, Standardise)]
+    assert held == ([] if model.standardise is None else [model.standardise])
+    assert bool(held) == section.get("standardise", bool(held))
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
         ({"name": "mamba2d-mill"}, "config model: model 'mamba2d-mill' is unknown; did you mean 'mamba2d-mil'?"),
-        ({"name": "ABMIL"}, "config model: model 'ABMIL' is unknown; there are abmil, mamba2d-mil"),
-        ({"name": "transmil"}, "config model: model 'transmil' is unknown; did you mean"),
+        ({"name": "ABMIL"}, f"config model: model 'ABMIL' is unknown; there are {', '.join(sorted(MODELS))}"),
+        ({"name": "abmill"}, "config model: model 'abmill' is unknown; did you mean 'abmil'?"),
         ({"dim": 8}, "config model: name: missing"),
         ({"name": ["abmil"]}, "config model: model '['abmil']' is unknown"),
         ({"name": "abmil", "dims": 8}, "config model: dims: unknown key; did you mean 'dim'?"),

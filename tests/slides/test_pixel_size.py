@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wsi2d.errors import SlideError
-from wsi2d.slides.pixel_size import HeaderPixelSize, mean_mpp, mpp_from_tiff_tags, resolve_mpp
+from wsi2d.slides.pixel_size import HeaderPixelSize, mean_mpp, mpp_from_tiff_tags, not_square, resolve_mpp
 from wsi2d.slides.reader import open_slide
 
 GLASS = np.full((256, 256, 3), 244, np.uint8)
@@ -112,15 +112,23 @@ def test_more_than_ten_percent_off_the_file_is_warned_about(
     ],
 )
 def test_tags_by_unit(x: float, y: float, unit: str, expected: float | None) -> None:
-    assert mpp_from_tiff_tags(x, y, unit) == (None if expected is None else pytest.approx(expected, rel=1e-6))
+    sides = mpp_from_tiff_tags(x, y, unit)
+    assert sides == (None if expected is None else pytest.approx((expected, expected), rel=1e-6))
 
 
-def test_pixels_that_are_not_square_are_averaged_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "wsi2d"):
-        assert mean_mpp(0.5, 0.505) == pytest.approx(0.5025)
+def test_pixels_that_are_not_square_are_averaged_and_told(
+    tmp_path: Path, write_slide: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert mean_mpp(0.5, 0.6) == pytest.approx(0.55)
+    assert not_square(0.5, 0.505) is None
+    assert not_square(0.0, 0.5) is None
+    path = write_slide(tmp_path / "A1.tiff", GLASS, mpp=(0.5, 0.6), levels=1)
+    with caplog.at_level(logging.WARNING, "wsi2d"), open_slide(path) as reader:
+        assert reader.slide.mpp == pytest.approx(0.55)
+    assert "slide 'A1': pixels are 0.5 × 0.6 µm, not square; their mean of 0.55 is used" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "wsi2d"), open_slide(path, mpp=0.55):
         assert not caplog.records
-        assert mean_mpp(0.5, 0.6) == pytest.approx(0.55)
-    assert "not square" in caplog.text
 
 
 @pytest.mark.parametrize(("x", "y"), [(0.0, 0.5), (0.5, -0.5), (math.nan, 0.5), (0.5, math.inf)])

@@ -1,6 +1,7 @@
 """Reading patches and overviews: the right level, the right place, the right field of view."""
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from wsi2d.errors import SlideError
 from wsi2d.slides import reader as reader_module
 from wsi2d.slides.pixel_size import HeaderPixelSize
-from wsi2d.slides.reader import Slide, SlideReader, open_slide
+from wsi2d.slides.reader import PixelSource, Slide, SlideReader, open_slide
+from wsi2d.slides.tissue import segment_tissue
 
 
-class FakeSource:
+class FakeSource(PixelSource):
     """A slide in memory with exact levels, which notes every read."""
 
     header = HeaderPixelSize()
@@ -270,7 +273,7 @@ def test_the_id_is_the_file_name_or_what_is_given(tmp_path: Path) -> None:
 
 def test_files_are_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = FakeSource(noise(9, 9))
-    monkeypatch.setattr(reader_module, "_open_source", lambda path, slide_id: source)
+    monkeypatch.setattr(reader_module, "open_source", lambda path, slide_id: source)
     (tmp_path / "a.svs").touch()
     with open_slide(tmp_path / "a.svs", mpp=0.5):
         assert not source.closed
@@ -279,3 +282,95 @@ def test_files_are_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SlideError, match="no pixel size"):
         open_slide(tmp_path / "a.svs")
     assert source.closed
+
+
+# --- what a slide says of itself and cannot be
+
+
+def set_tags(path: Path, **tags: int) -> Path:
+    """Give the first page of a TIFF other values."""
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for name, value in tags.items():
+            file.pages[0].tags[name].overwrite(value)
+    return path
+
+
+def a_small_slide(write_slide: Callable[..., Path], path: Path) -> Path:
+    return write_slide(path, noise(256, 384), levels=1, compression="deflate")
+
+
+def claiming(side: int, path: Path) -> Path:
+    """A slide that says it is a square of large tiles, few enough to be listed in its file."""
+    return set_tags(path, ImageWidth=side, ImageLength=side, TileWidth=2**13, TileLength=2**13)
+
+
+@pytest.mark.parametrize("tag", ["ImageWidth", "ImageLength"])
+def test_a_side_longer_than_any_slides_is_refused(tmp_path: Path, write_slide: Callable[..., Path], tag: str) -> None:
+    path = set_tags(a_small_slide(write_slide, tmp_path / "a.tiff"), **{tag: 2**22})
+    with pytest.raises(SlideError) as caught:
+        open_slide(path)
+    line = str(caught.value)
+    assert line.startswith("slide 'a': ")
+    assert str(2**22) in line
+    assert line.endswith("damaged, re-copy or re-export it")
+
+
+def test_more_pixels_than_a_file_can_hold_are_refused(tmp_path: Path, write_slide: Callable[..., Path]) -> None:
+    """A million million px in some 300 KB; each side for itself would be possible."""
+    path = claiming(2**20, a_small_slide(write_slide, tmp_path / "a.tiff"))
+    assert path.stat().st_size < 2**19
+    with pytest.raises(SlideError) as caught:
+        open_slide(path)
+    assert f"a file of {path.stat().st_size:,} bytes says it has {2**20}×{2**20} px" in str(caught.value)
+    assert str(caught.value).endswith("re-copy or re-export it")
+
+
+def test_the_file_is_closed_when_it_is_refused(tmp_path: Path, write_slide: Callable[..., Path]) -> None:
+    path = claiming(2**20, a_small_slide(write_slide, tmp_path / "a.tiff"))
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        pytest.skip("this system has no /proc to look for open files in")
+    with pytest.raises(SlideError):
+        open_slide(path)
+    assert str(path) not in {os.path.realpath(link) for link in folder.iterdir()}
+
+
+def test_slides_as_long_as_they_come_are_not_refused() -> None:
+    for side in (300_000, 2**21):
+        assert Slide("A1", Path("A1"), side, 1, 0.25, "user", (1.0,)).width == side
+    with pytest.raises(SlideError, match=r"slide 'A1': says it has 2097153×1 px; the file is damaged"):
+        Slide("A1", Path("A1"), 2**21 + 1, 1, 0.25, "user", (1.0,))
+
+
+def test_empty_slides_of_many_pixels_are_not_refused(tmp_path: Path) -> None:
+    """Blank tiles compress by a factor of thousands."""
+    path = tmp_path / "blank.tiff"
+    blank = np.full((4096, 4096, 3), 255, np.uint8)
+    tifffile.imwrite(path, blank, tile=(512, 512), photometric="rgb", compression="deflate", metadata=None)
+    assert 200 * path.stat().st_size < 4096 * 4096
+    with open_slide(path, mpp=0.5) as reader:
+        assert reader.slide.width == 4096
+
+
+def test_an_overview_too_large_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pixel size a hundred times too large makes an overview of ten thousand times the px."""
+    monkeypatch.setattr(reader_module, "_MOST_OVERVIEW_PX", 50 * 30)
+    reader = in_memory(noise(60, 100), mpp=25.0)
+    assert reader.read_overview(2.0).shape == (30, 50, 3)
+    reads = len(reader._source.reads)
+    with pytest.raises(SlideError) as caught:
+        reader.read_overview(1.9)
+    assert str(caught.value) == ("slide 'A1': an overview of 53×32 px is too large; is its pixel size of 25 µm right?")
+    assert len(reader._source.reads) == reads
+
+
+def test_tissue_of_a_slide_with_an_impossible_pixel_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_MOST_OVERVIEW_PX", 10_000)
+    Image.fromarray(noise(120, 100)).save(tmp_path / "a.png")
+    with open_slide(tmp_path / "a.png", mpp=0.5) as reader:
+        segment_tissue(reader)
+    with (
+        open_slide(tmp_path / "a.png", mpp=500.0) as reader,
+        pytest.raises(SlideError, match=r"slide 'a': an overview of 100×120 px .* pixel size of 500 µm right\?$"),
+    ):
+        segment_tissue(reader)

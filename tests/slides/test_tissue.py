@@ -13,10 +13,10 @@ from wsi2d.config import PatchConfig, TissueConfig
 from wsi2d.errors import SlideError
 from wsi2d.slides.patching import make_patch_grid
 from wsi2d.slides.reader import open_slide
-from wsi2d.slides.tissue import TissueMask, saturation_threshold, segment_tissue
+from wsi2d.slides.tissue import TissueMask, glass_colour, ink_on_glass, saturation_threshold, segment_tissue
 
 
-def segment(tmp_path: Path, rgb: np.ndarray, *, mpp: float = 2.0, **config: float) -> TissueMask:
+def segment(tmp_path: Path, rgb: np.ndarray, *, mpp: float = 2.0, **config: Any) -> TissueMask:
     Image.fromarray(rgb).save(tmp_path / "slide.png")
     with open_slide(tmp_path / "slide.png", mpp=mpp) as reader:
         return segment_tissue(reader, TissueConfig(**config))
@@ -165,6 +165,183 @@ def test_the_threshold_is_otsus_within_its_bounds() -> None:
     assert saturation_threshold(two * 0.05, config) == 0.04
     assert saturation_threshold(np.full(9, 0.2), config) == 0.2
     assert saturation_threshold(np.zeros(9), config) == 0.04
+
+
+# --- the colour of glass
+
+CLEAR, YELLOW, DIM = (243, 243, 242), (236, 230, 210), (200, 204, 210)
+
+
+def on_glass(painting: Any, glass: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """A painting on other glass, which takes its share of the light everywhere, with a scanner's noise."""
+    light = painting.rgb / 244 * np.array(glass)
+    noisy = light + np.random.default_rng(seed).normal(0, 0.8, light.shape)
+    return noisy.round().clip(0, 255).astype(np.uint8)
+
+
+def glass_of(rgb: np.ndarray, dark: np.ndarray | None = None) -> list[float]:
+    """The glass that is found, 0 to 255."""
+    nothing = np.zeros(rgb.shape[:2], bool)
+    colour = glass_colour(rgb.astype(np.float32) / 255, nothing if dark is None else dark)
+    assert (colour.shape, colour.dtype) == ((3,), np.float32)
+    return [float(level) for level in colour * 255]
+
+
+@pytest.fixture(scope="module")
+def round_piece(paint_tissue: Callable[..., Any], ellipse: type) -> Any:
+    """An ellipse that takes a third of its picture."""
+    return paint_tissue(400, 300, [ellipse(180, 160, 130, 100)])
+
+
+@pytest.mark.parametrize("glass", [CLEAR, YELLOW, DIM, (255, 250, 245), (210, 230, 225)])
+def test_glass_is_what_was_painted(round_piece: Any, glass: tuple[int, int, int]) -> None:
+    assert glass_of(on_glass(round_piece, glass)) == pytest.approx(glass, abs=1.5)
+
+
+def test_white_that_a_scanner_filled_in_is_not_the_glass(round_piece: Any) -> None:
+    rgb = on_glass(round_piece, YELLOW)
+    rgb[:, :40] = rgb[:60] = rgb[260:] = rgb[:, 330:] = 255
+    assert (rgb == 255).all(-1).mean() > 0.4
+    assert glass_of(rgb) == pytest.approx(YELLOW, abs=1.5)
+
+
+def test_what_was_not_scanned_is_not_the_glass(round_piece: Any) -> None:
+    rgb = on_glass(round_piece, YELLOW)
+    rgb[:, 200:] = 0
+    assert glass_of(rgb, (rgb == 0).all(-1)) == pytest.approx(YELLOW, abs=1.5)
+    assert glass_of(rgb, np.ones(rgb.shape[:2], bool)) == [255, 255, 255]
+
+
+@pytest.mark.parametrize("level", [0, 20, 255])
+def test_pictures_of_one_level(level: int) -> None:
+    """What is black was not scanned; what is white may well be the glass."""
+    rgb = np.full((80, 90, 3), level, np.uint8)
+    assert glass_of(rgb, rgb.max(-1) < 31) == [255, 255, 255]
+
+
+def test_where_tissue_fills_the_picture_glass_is_white(paint_tissue: Callable[..., Any], ellipse: type) -> None:
+    assert glass_of(paint_tissue(400, 300, [ellipse(200, 150, 5000, 5000)]).rgb) == [255, 255, 255]
+    pink = np.full((80, 90, 3), (225, 150, 190), np.uint8)
+    assert glass_of(pink) == [255, 255, 255], "even and bright, but too strong a colour"
+
+
+def test_a_pale_and_even_piece_is_not_the_glass() -> None:
+    """It is larger, and nearly grey; what shines through most is what is empty."""
+    rgb = np.full((200, 300, 3), CLEAR, np.uint8)
+    rgb[:, 60:] = (225, 206, 214)
+    assert glass_of(rgb) == pytest.approx(CLEAR, abs=1.5)
+
+
+def test_a_speck_of_light_is_not_the_glass(round_piece: Any) -> None:
+    rgb = on_glass(round_piece, DIM)
+    rgb[5:9, 5:9] = (252, 252, 251)
+    assert glass_of(rgb) == pytest.approx(DIM, abs=1.5)
+
+
+@pytest.mark.parametrize("glass", [YELLOW, DIM])
+def test_tissue_on_other_glass(tmp_path: Path, round_piece: Any, glass: tuple[int, int, int]) -> None:
+    rgb = on_glass(round_piece, glass)
+    assert iou(at_level0(segment(tmp_path, rgb), rgb.shape), round_piece.tissue) >= 0.9
+
+
+def test_glass_that_is_given_is_the_glass(tmp_path: Path, round_piece: Any) -> None:
+    """Right, it changes nothing; said to be white, what is yellow is saturated by 26/236."""
+    rgb = on_glass(round_piece, YELLOW)
+    found, given = segment(tmp_path, rgb), segment(tmp_path, rgb, glass="236,230,210")
+    assert iou(found.mask, given.mask) > 0.99
+    assert segment(tmp_path, rgb, glass="255,255,255").mask.mean() > 0.95
+
+
+def test_glass_that_cannot_be_found_can_be_given(tmp_path: Path, round_piece: Any) -> None:
+    """Glass of too strong a tint to be believed: a filter was left in the light."""
+    rgb = on_glass(round_piece, (240, 225, 180))
+    assert glass_of(rgb) == [255, 255, 255]
+    assert segment(tmp_path, rgb).mask.mean() > 0.95
+    mask = segment(tmp_path, rgb, glass=[240, 225, 180])
+    assert iou(at_level0(mask, rgb.shape), round_piece.tissue) >= 0.9
+
+
+# --- ink
+
+INKS = {"blue": (50, 70, 170), "green": (30, 140, 80), "red": (190, 40, 60), "black": (40, 40, 45)}
+STROKE = (slice(40, 260), slice(470, 500))  # on glass; at 8 µm/px a fine pen's 0.24 mm
+INNER = (slice(150, 180), slice(120, 240))  # within the ellipse
+
+
+@pytest.fixture(scope="module")
+def beside_room(paint_tissue: Callable[..., Any], ellipse: type) -> Any:
+    """An ellipse with glass to its right."""
+    return paint_tissue(560, 300, [ellipse(190, 160, 150, 110)])
+
+
+def with_ink(painting: Any, colour: str, place: tuple[slice, slice]) -> np.ndarray:
+    """A stroke of a marker, nearly even as they are."""
+    rgb = on_glass(painting, CLEAR)
+    noise = np.random.default_rng(1).normal(0, 1, rgb[place].shape)
+    rgb[place] = (np.array(INKS[colour]) + noise).round().clip(0, 255).astype(np.uint8)
+    return rgb
+
+
+@pytest.mark.parametrize("colour", INKS)
+def test_ink_on_glass_is_dropped_or_kept(tmp_path: Path, beside_room: Any, colour: str) -> None:
+    rgb = with_ink(beside_room, colour, STROKE)
+    dropped = at_level0(segment(tmp_path, rgb, mpp=8.0), rgb.shape)
+    assert not dropped[:, 400:].any(), "nor its rim"
+    assert iou(dropped, beside_room.tissue) >= 0.9
+    kept = at_level0(segment(tmp_path, rgb, mpp=8.0, ink="keep"), rgb.shape)
+    assert kept[STROKE].mean() > 0.95
+    assert (kept[:, :400] == dropped[:, :400]).all()
+
+
+@pytest.mark.parametrize("colour", INKS)
+def test_the_same_stroke_within_tissue_stays(tmp_path: Path, beside_room: Any, colour: str) -> None:
+    """What lies below it is tissue; blood, pigment and a blue stain look like ink."""
+    rgb = with_ink(beside_room, colour, INNER)
+    mask = at_level0(segment(tmp_path, rgb, mpp=8.0), rgb.shape)
+    assert mask[INNER].all()
+    assert iou(mask, beside_room.tissue) >= 0.9
+
+
+def test_a_stroke_across_the_edge_is_dropped_on_glass_only(tmp_path: Path, beside_room: Any) -> None:
+    """It begins in the ellipse's middle and ends 1.1 mm beside it."""
+    across = (slice(150, 180), slice(190, 480))
+    rgb = with_ink(beside_room, "blue", across)
+    mask = at_level0(segment(tmp_path, rgb, mpp=8.0, ink="drop"), rgb.shape)
+    assert mask[150:180, 190:260].all()
+    assert not mask[:, 400:].any()
+
+
+def test_ink_alone_is_no_tissue(tmp_path: Path) -> None:
+    for colour in INKS.values():
+        rgb = np.full((300, 400, 3), 243, np.uint8)
+        rgb[100:200, 100:300] = colour
+        assert not segment(tmp_path, rgb, mpp=8.0).mask.any(), colour
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (8, 1), (40, 50)])
+def test_ink_in_pictures_of_any_size(shape: tuple[int, int]) -> None:
+    """White has none; a picture that is ink from edge to edge has no glass beside it to lie on."""
+    for level, everywhere in ((np.ones(3), False), (np.array(INKS["blue"]) / 255, True)):
+        balanced = np.broadcast_to(level, (*shape, 3)).astype(np.float32)
+        found = ink_on_glass(balanced, np.full(shape, everywhere), smooth_px=1.0, mask_mpp=8.0)
+        assert (found.shape, found.dtype) == (shape, np.bool_)
+        assert not found.any()
+
+
+# --- growing into what is paler
+
+
+def test_tissue_goes_on_into_what_is_paler_and_touches_it(tmp_path: Path) -> None:
+    """Saturations: 75/225 in the piece, 12/240 in its apron and in the same colour far away, 0 in the glass."""
+    rgb = np.full((300, 560, 3), 240, np.uint8)
+    rgb[80:220, 60:200] = (225, 150, 190)
+    rgb[80:220, 200:300] = rgb[80:220, 400:500] = (240, 228, 236)
+    apron, away = (slice(100, 200), slice(220, 285)), (slice(80, 220), slice(400, 500))
+    for grow, reached in ((0.03, True), (0.045, True), (0.06, False), (0.5, False)):
+        mask = at_level0(segment(tmp_path, rgb, glass="240,240,240", grow_saturation=grow), rgb.shape)
+        assert mask[100:200, 70:190].all()
+        assert (mask[apron].all(), mask[apron].any()) == (reached, reached), grow
+        assert not mask[away].any()
 
 
 def brute_coverage(mask: np.ndarray, x: float, y: float, side: float) -> float:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wsi2d.data.bags import FeatureSpec, GridBag, collate
-from wsi2d.errors import RunError
+from wsi2d.errors import RunError, StorageError
 from wsi2d.models.registry import build_model, model_config
 from wsi2d.training import checkpoint
 from wsi2d.training.checkpoint import (
@@ -73,8 +73,10 @@ def one_line(error: pytest.ExceptionInfo[RunError], *words: str) -> None:
     "card",
     [
         CARD,
-        replace(CARD, kind="survival", classes=(), bin_edges=(3.25, 0.1 + 0.2, 1e-300)),
-        replace(CARD, model=model_config({"name": "abmil", "dim": 4}).model_dump(), in_dim=1, out_dim=2),
+        replace(CARD, kind="survival", classes=(), bin_edges=(3.25, 0.1 + 0.2)),
+        replace(
+            CARD, model=model_config({"name": "abmil", "dim": 4}).model_dump(), in_dim=1, out_dim=2, classes=("a", "b")
+        ),
     ],
     ids=["classification", "survival", "abmil"],
 )
@@ -125,7 +127,7 @@ def test_weights_are_plain_safetensors_with_a_readable_card(tmp_path: Path) -> N
         {"model": model_config({**SECTION, "blocks": 2}).model_dump()},
         {"model": model_config({"name": "abmil", "dim": 8}).model_dump()},
         {"in_dim": 7},
-        {"out_dim": 2},
+        {"out_dim": 2, "classes": ("a", "b")},
     ],
     ids=["width", "blocks", "name", "in_dim", "out_dim"],
 )
@@ -135,6 +137,27 @@ def test_weights_of_another_model(tmp_path: Path, change: dict[str, Any]) -> Non
     with pytest.raises(RunError) as error:
         load_model(tmp_path / "m.safetensors", CPU)
     one_line(error, "m.safetensors", "its weights are not those of a", card.model["name"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"in_dim": 0}, {"in_dim": 10**9}, {"out_dim": 2}, {"kind": "survival"}, {"bin_edges": (1.0,), "kind": "survival"},
+     {"classes": ("a", "b")}],
+)  # fmt: skip
+def test_a_card_that_contradicts_itself(tmp_path: Path, change: dict[str, Any]) -> None:
+    save_model(model_of(CARD), replace(CARD, **change), tmp_path / "m.safetensors")
+    with pytest.raises(RunError) as error:
+        load_card(tmp_path / "m.safetensors")
+    one_line(error, "m.safetensors: damaged (", "train again")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers(tmp_path: Path, value: float) -> None:
+    model = model_of(CARD)
+    next(model.parameters()).data.view(-1)[3] = value
+    save_model(model, CARD, tmp_path / "m.safetensors")
+    with pytest.raises(RunError, match=r"damaged \(its weights hold NaN or infinity\)"):
+        load_model(tmp_path / "m.safetensors", CPU)
 
 
 @pytest.mark.parametrize("card", [None, "{", "{}", "[1]", '{"features": 3}'])
@@ -181,7 +204,7 @@ def test_a_failed_save_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match=r"m\.safetensors: cannot be written \(No space"):
         save_model(model_of(CARD, seed=1), CARD, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
@@ -206,13 +229,13 @@ def test_going_on_is_not_seen_in_the_numbers(tmp_path: Path) -> None:
     b = torch.optim.AdamW(parts.parameters(), lr=0.01)
     trained(5, whole, a)
     trained(3, parts, b)
-    history = [{"epoch": 1, "val_metric": math.nan, "val_loss": 0.1 + 0.2}]
+    history = [{"epoch": k, "val_metric": math.nan, "val_loss": 0.1 + k / 10} for k in (1, 2, 3)]
     point = ResumePoint(parts.state_dict(), optimizer_tensors(b), 3, 2, math.inf, history)
     save_resume_point(point, tmp_path / "last")
     read = load_resume_point(tmp_path / "last")
     assert read is not None
     assert (read.epoch, read.best_epoch, read.best_score) == (3, 2, math.inf)
-    assert read.history[0]["val_loss"] == 0.1 + 0.2
+    assert read.history[1]["val_loss"] == 0.1 + 2 / 10
     assert math.isnan(read.history[0]["val_metric"])
     other = model_of(CARD, seed=5).eval()
     other.load_state_dict(read.model)

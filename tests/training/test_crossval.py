@@ -20,7 +20,7 @@ import wsi2d
 from wsi2d.config import RunConfig
 from wsi2d.config_files import load_run_config
 from wsi2d.data.splits import read_splits
-from wsi2d.errors import ConfigError, FeatureStoreError, RunError, SplitError
+from wsi2d.errors import ConfigError, FeatureStoreError, RunError, SplitError, StorageError
 from wsi2d.evaluation.evaluate import evaluate
 from wsi2d.features.store import read_features
 from wsi2d.training.crossval import TrainProgress, train
@@ -72,7 +72,7 @@ def study(tiny: ModuleType, tmp_path: Path) -> Path:
 
 def test_run_folder_holds_what_the_design_says(tiny: ModuleType, finished_run: Path) -> None:
     study = load_study(load_run_config(finished_run / "config.yaml"))
-    expected = {"config.yaml", "environment.json", "notes.json", "predictions.csv", "metrics.json"}
+    expected = {"config.yaml", "cohort.csv", "environment.json", "notes.json", "predictions.csv", "metrics.json"}
     for fold in study.folds:
         files = ["model.safetensors", "history.csv", "predictions.csv"]
         files += [f"attention/{s.slide_id}.h5" for s in fold.test]
@@ -258,6 +258,8 @@ def test_killed_before_the_last_file_was_tidied_away(tiny: ModuleType, study: Pa
 
 KILLER = """
 import os, signal, sys
+from contextlib import contextmanager
+from wsi2d.files import partial_path
 from pathlib import Path
 from wsi2d.training import crossval, fold
 
@@ -270,16 +272,14 @@ class Killer(crossval.TrainProgress):
         if at == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-class InTheMiddle:
-    # A file that is half written when the process dies.
-    def __getattr__(self, name):
-        return getattr(crossval_h5py, name)
-    def File(self, path, mode):
-        Path(path).write_bytes(b"half a file")
-        os.kill(os.getpid(), signal.SIGKILL)
+@contextmanager
+def in_the_middle(path):
+    partial_path(path).write_bytes(b"half a file")
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield
 
 if at == 0:
-    crossval_h5py, crossval.h5py = crossval.h5py, InTheMiddle()
+    crossval.whole_file = in_the_middle
 crossval.train(sys.argv[1], progress=Killer())
 """
 
@@ -511,6 +511,44 @@ def test_other_features_under_the_same_name_are_refused(tiny: ModuleType, study:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("what", ["label", "patient", "patches"])
+def test_other_data_under_the_same_names_are_refused(tiny: ModuleType, study: Path, what: str) -> None:
+    """Finished folds were trained on the labels, patients and patches of then."""
+    with pytest.raises(Stop):
+        train(study, progress=StopAfter(3))
+    if what == "patches":
+        features = np.random.default_rng(0).normal(size=(3, tiny.DIM)).astype(np.float32)
+        tiny.write_features(study.parent / "features", "s03x", features)
+    else:
+        change = {"label": {"label": "a"}, "patient": {"case_id": "p05"}}[what]
+        rows = tiny.read_table(study.parent / "cohort.csv")
+        rows = [{**row, **change} if row["slide_id"] == "s03x" else row for row in rows]
+        tiny.write_table(study.parent / "cohort.csv", list(rows[0]), [list(row.values()) for row in rows])
+        if what == "patient":  # else the splits would name a patient that is gone
+            tiny.write_features(study.parent / "features", "s99x", np.zeros((4, tiny.DIM), np.float32))
+            with (study.parent / "cohort.csv").open("a", encoding="utf-8") as table:
+                table.write("s99x,p03,b,9,dead\n")
+    with pytest.raises(RunError, match=r"began with other slides, labels or features.*'s03x,p0[35],[ab],\d+'"):
+        train(study)
+
+
+def test_data_that_moved_are_the_same_data(tiny: ModuleType, study: Path, tmp_path: Path) -> None:
+    """A run goes on where its data are elsewhere, and its configuration tells where they are now."""
+    with pytest.raises(Stop):
+        train(study, progress=StopAfter(3))
+    first = (study.parent / "run" / "fold-0" / "model.safetensors").read_bytes()
+    moved = tmp_path / "elsewhere"
+    study.parent.rename(moved)
+    (moved / "run").rename(tmp_path / "run")
+    data = {name: str(moved / name) for name in ("features", "splits")}
+    config = tiny.changed(
+        moved / "run.yaml", out=str(tmp_path / "run"), data={"cohort": str(moved / "cohort.csv"), **data}
+    )
+    assert train(config).slides == 14
+    assert (tmp_path / "run" / "fold-0" / "model.safetensors").read_bytes() == first
+    assert load_run_config(tmp_path / "run" / "config.yaml").data.features == moved / "features"
+
+
 @pytest.mark.parametrize("content", ["file in it", "file of that name"])
 def test_a_folder_that_is_no_run(tiny: ModuleType, study: Path, content: str) -> None:
     out = study.with_name("run")
@@ -523,7 +561,7 @@ def test_a_folder_that_is_no_run(tiny: ModuleType, study: Path, content: str) ->
         assert tiny.files_of(out) == {"thesis.docx"}
     else:
         out.write_text("a file")
-        with pytest.raises((ConfigError, RunError), match="give another out"):
+        with pytest.raises(StorageError, match="give another out"):
             train(study)
 
 

@@ -19,6 +19,8 @@ from wsi2d.config import RunConfig
 from wsi2d.data.bags import BagStore, GridBag
 from wsi2d.errors import RunError, SplitError, Wsi2dError
 from wsi2d.evaluation.predictions import Prediction
+from wsi2d.models.aggregator import Aggregator
+from wsi2d.models.blocks import Standardise
 from wsi2d.training import fold as fold_module
 from wsi2d.training.fold import HISTORY_FILE, MODEL_FILE, RESUME_FILE, train_fold
 from wsi2d.training.run import Study, load_study, resolve_sections
@@ -334,6 +336,21 @@ def test_standardise_takes_the_train_side_alone(config_of: ConfigOf, tiny: Modul
 def test_standardise_can_be_left_out(config_of: ConfigOf, tiny: ModuleType, tmp_path: Path) -> None:
     run_fold(config_of(model={**tiny.MODEL, "standardise": False}), tmp_path / "a")
     assert not any("standardise" in name for name in weights_of(tmp_path / "a"))
+
+
+def test_standardise_under_another_name_is_not_passed_over(
+    config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left unfitted in silence, it would train on features as they come."""
+
+    class Misspelt(Aggregator):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.standardize = Standardise(dim)
+
+    monkeypatch.setattr(fold_module, "build_model", lambda section, in_dim, out_dim: Misspelt(in_dim))
+    with pytest.raises(AttributeError, match="'Misspelt' object has no attribute 'standardise'"):
+        run_fold(config_of(), tmp_path / "a")
 
 
 def test_a_feature_that_never_varies_is_only_centred(config_of: ConfigOf, tiny: ModuleType, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Losses against probabilities written out, scikit-learn and finite differences."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from wsi2d.errors import ConfigError
-from wsi2d.training.losses import DEFAULT_LOSS, LOSSES, Loss, build_loss, loss_config
+from wsi2d.training.losses.registry import DEFAULT_LOSS, LOSSES, Loss, _loss_class, build_loss, loss_config
 from wsi2d.training.targets import Targets
 
 
@@ -20,8 +22,12 @@ def outcomes(index: list[int], event: list[bool]) -> Targets:
     return Targets(torch.tensor(index), torch.tensor(event))
 
 
-def make(kind: str, train: Targets, out_dim: int, **options: object) -> Loss:
-    return build_loss(loss_config({"name": DEFAULT_LOSS[kind], **options}, kind), train, out_dim)
+def kind_of(name: str) -> str:
+    return _loss_class(name, "test").kind
+
+
+def make(name: str, train: Targets, out_dim: int, **options: object) -> Loss:
+    return build_loss(loss_config({"name": name, **options}, kind_of(name)), train, out_dim)
 
 
 # --- survival ------------------------------------------------------------------------------------------------------
@@ -49,14 +55,14 @@ def test_nll_equals_probabilities_multiplied_out(bins: int, alpha: float) -> Non
     index = [k % bins for k in range(4 * bins)]
     event = [k // bins % 2 == 0 for k in range(4 * bins)]
     logits = generator.normal(0, 2, (len(index), bins))
-    loss = make("survival", outcomes(index, event), bins, alpha=alpha)
+    loss = make("nll", outcomes(index, event), bins, alpha=alpha)
     found = loss(torch.from_numpy(logits), outcomes(index, event))
     assert float(found) == pytest.approx(nll_by_loops(logits, index, event, alpha), rel=1e-12)
 
 
 def test_nll_by_hand() -> None:
     logits = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.float64)  # hazards 1/2, 3/4
-    loss = make("survival", outcomes([0], [True]), 2)
+    loss = make("nll", outcomes([0], [True]), 2)
     for index, event, likelihood in ((0, True, 1 / 2), (0, False, 1 / 2), (1, True, 3 / 8), (1, False, 1 / 8)):
         found = float(loss(logits, outcomes([index], [event])))
         assert found == pytest.approx(-math.log(likelihood)), (index, event)
@@ -65,7 +71,7 @@ def test_nll_by_hand() -> None:
 def test_bins_after_the_end_of_follow_up_do_not_count() -> None:
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     targets = outcomes([0, 1, 2], [True, False, True])
-    make("survival", targets, 4)(logits, targets).backward()
+    make("nll", targets, 4)(logits, targets).backward()
     for row, at in enumerate((0, 1, 2)):
         assert (logits.grad[row, : at + 1] != 0).all()
         assert (logits.grad[row, at + 1 :] == 0).all()
@@ -75,8 +81,8 @@ def test_alpha_lightens_censored_patients_only() -> None:
     logits = torch.randn(2, 3, dtype=torch.float64)
     for event, factor in ((False, 0.6), (True, 1.0)):
         targets = outcomes([1, 2], [event, event])
-        plain = make("survival", targets, 3)(logits, targets)
-        light = make("survival", targets, 3, alpha=0.4)(logits, targets)
+        plain = make("nll", targets, 3)(logits, targets)
+        light = make("nll", targets, 3, alpha=0.4)(logits, targets)
         assert float(light) == pytest.approx(factor * float(plain))
 
 
@@ -84,7 +90,7 @@ def test_alpha_lightens_censored_patients_only() -> None:
 def test_nll_gradients(alpha: float) -> None:
     logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     targets = outcomes([0, 1, 2, 3, 3, 0], [True, True, False, True, False, False])
-    loss = make("survival", targets, 4, alpha=alpha)
+    loss = make("nll", targets, 4, alpha=alpha)
     assert torch.autograd.gradcheck(lambda x: loss(x, targets), logits)
 
 
@@ -92,7 +98,7 @@ def test_nll_gradients(alpha: float) -> None:
 def test_nll_of_extreme_logits_is_finite(value: float) -> None:
     logits = torch.full((4, 3), value, requires_grad=True)
     targets = outcomes([0, 2, 0, 2], [True, True, False, False])
-    found = make("survival", targets, 3)(logits, targets)
+    found = make("nll", targets, 3)(logits, targets)
     found.backward()
     assert torch.isfinite(found)
     assert torch.isfinite(logits.grad).all()
@@ -100,7 +106,7 @@ def test_nll_of_extreme_logits_is_finite(value: float) -> None:
 
 def test_a_better_hazard_has_a_lower_loss() -> None:
     targets = outcomes([2], [True])
-    loss = make("survival", targets, 4)
+    loss = make("nll", targets, 4)
     right = torch.tensor([[-3.0, -3.0, 3.0, 0.0]])
     for wrong in ([[3.0, -3.0, 3.0, 0.0]], [[-3.0, -3.0, -3.0, 0.0]]):
         assert loss(right, targets) < loss(torch.tensor(wrong), targets)
@@ -113,7 +119,7 @@ def test_cross_entropy_equals_probabilities() -> None:
     generator = np.random.default_rng(0)
     logits, index = generator.normal(0, 2, (7, 3)), [0, 1, 2, 2, 0, 1, 1]
     expected = np.mean([-math.log(math.exp(row[i]) / np.exp(row).sum()) for row, i in zip(logits, index, strict=True)])
-    found = make("classification", classes(*index), 3)(torch.from_numpy(logits), classes(*index))
+    found = make("cross-entropy", classes(*index), 3)(torch.from_numpy(logits), classes(*index))
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
@@ -121,8 +127,8 @@ def test_cross_entropy_equals_probabilities() -> None:
 def test_balanced_weights_are_scikit_learns(train: list[int]) -> None:
     out_dim = max(train) + 1
     weights = compute_class_weight("balanced", classes=np.arange(out_dim), y=train)
-    loss = make("classification", classes(*train), out_dim, class_weights="balanced")
-    plain = make("classification", classes(*train), out_dim)
+    loss = make("cross-entropy", classes(*train), out_dim, class_weights="balanced")
+    plain = make("cross-entropy", classes(*train), out_dim)
     logits = torch.randn(1, out_dim, dtype=torch.float64)
     for k in range(out_dim):
         assert float(loss(logits, classes(k)) / plain(logits, classes(k))) == pytest.approx(weights[k], rel=1e-6)
@@ -131,7 +137,7 @@ def test_balanced_weights_are_scikit_learns(train: list[int]) -> None:
 def test_balanced_classes_count_alike_whatever_the_batch() -> None:
     """One bag a step still carries its weight: a mean over weights would take it away."""
     train = classes(*[0] * 9, *[1] * 3)
-    loss = make("classification", train, 2, class_weights="balanced")
+    loss = make("cross-entropy", train, 2, class_weights="balanced")
     logits = torch.randn(12, 2, dtype=torch.float64)
     together = loss(logits, train)
     alone = sum(loss(logits[i : i + 1], classes(int(train.index[i]))) for i in range(12)) / 12
@@ -142,7 +148,7 @@ def test_balanced_classes_count_alike_whatever_the_batch() -> None:
 
 
 def test_weights_come_from_the_training_fold_alone() -> None:
-    loss = make("classification", classes(0, 0, 0, 1), 2, class_weights="balanced")
+    loss = make("cross-entropy", classes(0, 0, 0, 1), 2, class_weights="balanced")
     logits = torch.randn(2, 2)
     before = float(loss(logits, classes(0, 1)))
     loss(torch.randn(5, 2), classes(1, 1, 1, 1, 1))
@@ -152,11 +158,22 @@ def test_weights_come_from_the_training_fold_alone() -> None:
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_cross_entropy_gradients(weights: str) -> None:
     logits, targets = torch.randn(5, 3, dtype=torch.float64, requires_grad=True), classes(0, 1, 2, 2, 0)
-    loss = make("classification", targets, 3, class_weights=weights)
+    loss = make("cross-entropy", targets, 3, class_weights=weights)
     assert torch.autograd.gradcheck(lambda x: loss(x, targets), logits)
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_loss_is_loaded_before_it_is_named() -> None:
+    code = (
+        "import sys\nfrom wsi2d.training.losses.registry import loss_config\n"
+        "loaded = lambda: {m.rpartition('.')[2] for m in sys.modules if m.startswith('wsi2d.training.losses.')}\n"
+        "assert loaded() == {'registry'}, loaded()\n"
+        "loss_config({'name': 'nll'}, 'survival')\n"
+        "assert loaded() == {'registry', 'nll'}, loaded()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("kind", ["classification", "survival"])
@@ -167,12 +184,37 @@ def test_auto_is_the_tasks_own(kind: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_builds_by_its_name(name: str) -> None:
-    config = loss_config({"name": name}, LOSSES[name].kind)
-    assert loss_config(config.model_dump(), LOSSES[name].kind) == config
-    targets = outcomes([0, 1], [True, False])
-    found = build_loss(config, targets, 2)(torch.randn(2, 2), targets)
+    config = loss_config({"name": name}, kind_of(name))
+    assert config.name == name
+    assert loss_config(config.model_dump(), kind_of(name)) == config
+    targets = example(name)
+    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = build_loss(config, targets, 3)(logits, targets)
     assert found.ndim == 0
-    assert float(found) > 0
+    assert found.item() > 0
+    found.backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad != 0).any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_takes_one_slide_at_a_time(name: str) -> None:
+    """A batch is one bag unless the configuration says more, and it may be a patient without an event."""
+    targets = example(name)
+    loss = make(name, targets, 3)
+    for i in range(12):
+        logits = torch.randn(1, 3, requires_grad=True)
+        found = loss(logits, Targets(targets.index[i : i + 1], targets.event[i : i + 1]))
+        found.backward()
+        assert torch.isfinite(found)
+        assert found.item() >= 0
+        assert torch.isfinite(logits.grad).all()
+
+
+def example(name: str) -> Targets:
+    """Twelve slides in three classes, or three bins, where half of each bin has the event."""
+    index = [0, 1, 2] * 4
+    return classes(*index) if kind_of(name) == "classification" else outcomes(index, [k < 6 for k in range(12)])
 
 
 @pytest.mark.parametrize(
@@ -181,7 +223,7 @@ def test_every_loss_builds_by_its_name(name: str) -> None:
         ({"name": "nll"}, "classification", "'nll' is a loss for survival, the task is classification"),
         ({"name": "cross-entropy"}, "survival", "'cross-entropy' is a loss for classification, the task is survival"),
         ({"name": "crossentropy"}, "classification", "loss 'crossentropy' is unknown; did you mean 'cross-entropy'?"),
-        ({"name": "cox"}, "survival", "loss 'cox' is unknown; there are cross-entropy, nll"),
+        ({"name": "xyz"}, "survival", f"loss 'xyz' is unknown; there are {', '.join(sorted(LOSSES))}"),
         ({"name": ["nll"]}, "survival", "loss '['nll']' is unknown"),
         ({"name": "nll", "alfa": 0.1}, "survival", "alfa: unknown key; did you mean 'alpha'?"),
         ({"name": "nll", "alpha": 1.0}, "survival", "alpha: Input should be less than 1, got 1.0"),

@@ -44,7 +44,7 @@ def write_features(
     index = np.array(cells, np.int32).reshape(-1, 2)
     stride = (patch_px - overlap_px) * mpp / slide_mpp
     coords = np.rint(index[:, ::-1] * stride).astype(np.int32)
-    grid = PatchGrid(coords, index, shape, patch_px, mpp, patch_px * mpp / slide_mpp, stride)
+    grid = PatchGrid(shape, patch_px, mpp, patch_px * mpp / slide_mpp, stride, coords, index)
     width, height = (round(n * stride) for n in (shape[1], shape[0]))
     provenance = Provenance(slide_id, encoder, encoder_hash, slide_mpp, "header", width, height, TISSUE)
     folder.mkdir(parents=True, exist_ok=True)

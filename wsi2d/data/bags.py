@@ -43,7 +43,7 @@ class GridBag:
                 f"slide '{self.slide_id}': a patch lies outside its grid of {self.shape[0]}×{self.shape[1]}"
             )
         if not torch.isfinite(self.features).all():
-            raise FeatureStoreError(f"slide '{self.slide_id}': features hold NaN or infinity; extract it again")
+            raise FeatureStoreError(f"slide '{self.slide_id}': features hold NaN or infinity")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -124,7 +124,10 @@ def load_bag(path: Path | str) -> GridBag:
         index = index - index.amin(0)
         rows, cols = (index.amax(0) + 1).tolist()
         shape = (rows, cols)
-    return GridBag(stored.provenance.slide_id, torch.from_numpy(stored.features).float(), index, shape)
+    try:
+        return GridBag(stored.provenance.slide_id, torch.from_numpy(stored.features).float(), index, shape)
+    except FeatureStoreError as error:
+        raise FeatureStoreError(f"{path}: {error}; delete it and extract again") from error
 
 
 def read_spec(path: Path) -> tuple[FeatureSpec, int]:
@@ -133,16 +136,10 @@ def read_spec(path: Path) -> tuple[FeatureSpec, int]:
     Raises:
         FeatureStoreError: as :func:`wsi2d.features.store.read_features`.
     """
-    import h5py
-
-    provenance, geometry = read_header(path)
-    with h5py.File(path, "r") as file:
-        if "features" not in file or file["features"].ndim != 2:
-            raise FeatureStoreError(f"{path}: has no features [N, D]; delete it and extract again")
-        count, dim = file["features"].shape
-    overlap = round(geometry["patch_px"] * (1 - geometry["stride_level0"] / geometry["patch_level0"]))
-    spec = FeatureSpec(provenance.encoder, provenance.encoder_hash, geometry["mpp"], geometry["patch_px"], overlap, dim)
-    return spec, count
+    header = read_header(path)
+    made, grid = header.provenance, header.geometry
+    spec = FeatureSpec(made.encoder, made.encoder_hash, grid.mpp, grid.patch_px, grid.overlap_px, header.dim)
+    return spec, header.patches
 
 
 class BagStore:
@@ -150,6 +147,7 @@ class BagStore:
 
     Attributes:
         spec: what all features have in common.
+        counts: patches of each slide that has a feature file, by its id.
         missing: slides without a feature file (only where ``missing="skip"``).
         empty: slides without tissue; they cannot be loaded.
     """
@@ -162,15 +160,19 @@ class BagStore:
         self._room = cache_gb * 1e9
         paths = {slide_id: feature_path(self._folder, slide_id) for slide_id in slide_ids}
         self.missing = tuple(slide_id for slide_id, path in paths.items() if not path.exists())
-        if self.missing and missing == "error":
+        if self.missing and missing == "error" and len(self.missing) < len(paths):
             raise FeatureStoreError(
                 f"features {self._folder}: {len(self.missing)} of {len(paths)} slides have none (the first is "
                 f"'{self.missing[0]}'); extract them, or set data.missing_features: skip"
             )
         specs = {slide_id: read_spec(path) for slide_id, path in paths.items() if path.exists()}
         if not specs:
-            raise FeatureStoreError(f"features {self._folder}: no slide of the cohort has a feature file here")
+            raise FeatureStoreError(
+                f"features {self._folder}: no slide of the cohort has a feature file here; extract them into it, or "
+                "give another data.features"
+            )
         self.spec = self._common({slide_id: spec for slide_id, (spec, _) in specs.items()})
+        self.counts = {slide_id: count for slide_id, (_, count) in specs.items()}
         self.empty = tuple(slide_id for slide_id, (_, count) in specs.items() if count == 0)
         self._usable = set(specs) - set(self.empty)
         for names, what in ((self.missing, "have no features"), (self.empty, "have no tissue")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from wsi2d.errors import CohortError
 from wsi2d.slides.discovery import SLIDE_SUFFIXES
 
 logger = logging.getLogger(__name__)
+
+_IN_A_RUN = "data.cohort in a run's YAML"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Cohort:
 
     def __post_init__(self) -> None:
         if not self.slides:
-            raise CohortError("cohort: has no slides")
+            raise CohortError("cohort: has no slides; give at least one")
         repeated = [i for i, n in Counter(s.slide_id for s in self.slides).items() if n > 1]
         if repeated:
             raise CohortError(f"cohort: slide '{repeated[0]}' occurs more than once; keep one row a slide")
@@ -89,13 +92,13 @@ def load_cohort(
             a patient of its own.
 
     Raises:
-        CohortError: columns are missing, a slide occurs twice, a label is missing or unknown, a time is negative, no
-            row has the event's value, or a patient's slides disagree on survival.
+        CohortError: columns are missing, a slide occurs twice, a label is missing or unknown, no slide is of a declared
+            class, a time is negative, no row has the event's value, or a patient's slides disagree on survival.
     """
     path = Path(path)
     table = _read_table(path)
     slide_ids = [plain_slide_id(v) for v in _column(table, path, slide_column)]
-    case_ids = list(_column(table, path, case_column)) if case_column != slide_column else slide_ids
+    case_ids = _case_ids(table, path, case_column, slide_column) if case_column != slide_column else slide_ids
     if isinstance(task, SurvivalTask):
         times, events = _survival_columns(table, path, task)
         slides = [
@@ -104,11 +107,18 @@ def load_cohort(
         cohort = _in_file(path, slides, task, ())
         _one_outcome_a_patient(cohort, path)
         return cohort
-    labels = list(_column(table, path, task.label))
+    column = _column(table, path, task.label)
+    labels = list(column)
     classes = task.classes or tuple(sorted(set(labels), key=_natural))
-    unknown = sorted(set(labels) - set(classes))
-    if unknown:
-        raise CohortError(f"cohort {path}: {task.label} '{unknown[0]}' is not among classes {', '.join(classes)}")
+    unknown = column[~column.isin(classes)]
+    if len(unknown):
+        raise CohortError(
+            f"cohort {path}: line {unknown.index[0] + 2} has {task.label} '{unknown.iloc[0]}', which is not among "
+            f"classes {', '.join(classes)}; mend it, add it to task.classes, or leave such slides out"
+        )
+    unseen = [c for c in classes if c not in set(labels)]
+    if unseen:
+        raise CohortError(f"cohort {path}: no slide has {task.label} '{unseen[0]}'; take it out of task.classes")
     if len(classes) < 2:
         raise CohortError(f"cohort {path}: {task.label} is '{classes[0]}' everywhere; two classes are needed")
     slides = [CohortSlide(*row) for row in zip(slide_ids, case_ids, labels, strict=True)]
@@ -125,7 +135,9 @@ def load_cohort_mpp(path: Path | str) -> dict[str, float]:
     table = _read_table(path)
     slide_ids = _column(table, path, "slide_id")
     if "mpp" not in table:
-        raise CohortError(f"cohort {path}: no column 'mpp'; there are {', '.join(table.columns)}")
+        raise CohortError(
+            f"cohort {path}: no column 'mpp'; there are {', '.join(table.columns)}; add it (µm/px), or give --slide-mpp"
+        )
     sizes = {}
     for slide_id, text in zip(slide_ids, table["mpp"], strict=True):
         if text == "":
@@ -147,20 +159,49 @@ def _read_table(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False)
     except FileNotFoundError as error:
-        raise CohortError(f"cohort {path}: no such file") from error
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise CohortError(f"cohort {path}: not a readable CSV table ({' '.join(str(error).split())})") from error
+        raise CohortError(f"cohort {path}: no such file; give the path of a CSV table ({_IN_A_RUN})") from error
+    except OSError as error:
+        raise CohortError(
+            f"cohort {path}: not a readable CSV table ({error.strerror}); give the path of one ({_IN_A_RUN})"
+        ) from error
+    except ValueError as error:  # of pandas' parser, or bytes that are no UTF-8
+        raise CohortError(f"cohort {path}: {not_csv(error)}") from error
+    if len(table.columns) == 1 and (found := re.search(r"[;\t|]", str(table.columns[0]))):
+        name = {"\t": "tabs"}.get(found[0], f"'{found[0]}'")
+        raise CohortError(f"cohort {path}: its columns are separated by {name}; save it as CSV with commas")
     if not isinstance(table.index, pd.RangeIndex):  # what pandas makes of it: the first column becomes an index
         raise CohortError(f"cohort {path}: its rows hold more fields than its header; name every column")
     table.columns = [str(c).strip() for c in table.columns]
-    table = table.apply(lambda column: column.str.strip())
-    table = table[(table != "").any(axis=1)]  # the index still tells the line
+    twice = [name for name, n in Counter(table.columns).items() if n > 1]
+    if twice:
+        raise CohortError(f"cohort {path}: two columns are named '{twice[0]}'; rename one")
+    stripped: pd.DataFrame = table.apply(lambda column: column.str.strip())
+    table = stripped[(stripped != "").any(axis=1)]  # the index still tells the line
     if table.empty:
-        raise CohortError(f"cohort {path}: has no rows")
+        raise CohortError(f"cohort {path}: has no rows; below its header it must hold one row a slide")
     return table
 
 
-def _column(table: pd.DataFrame, path: Path, name: str) -> pd.Series:
+def not_csv(error: ValueError) -> str:
+    """What is wrong with a table that pandas does not read, and the remedy."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, pd.errors.ParserError):
+        return f"not a readable CSV table ({reason}); mend that line: a text that holds a comma stands in quotes"
+    return f"not a readable CSV table ({reason}); save it as CSV in UTF-8, with a header"
+
+
+def _case_ids(table: pd.DataFrame, path: Path, name: str, slide_column: str) -> list[str]:
+    if name not in table:
+        hint = nearest(name, [str(c) for c in table.columns if c != slide_column])
+        raise CohortError(
+            f"cohort {path}: no column '{name}'; {hint}{'' if hint.endswith('?') else ';'} or, where each slide is a "
+            f"patient of its own, give data.case_column: {slide_column} in a run's YAML, "
+            f"--case-column {slide_column} to `wsi2d splits make`"
+        )
+    return list(_column(table, path, name))
+
+
+def _column(table: pd.DataFrame, path: Path, name: str) -> pd.Series[str]:
     if name not in table:
         raise CohortError(f"cohort {path}: no column '{name}'; {nearest(name, [str(c) for c in table.columns])}")
     missing = table.index[table[name].isin(["", "nan", "NaN", "NA"])]
@@ -174,7 +215,8 @@ def _column(table: pd.DataFrame, path: Path, name: str) -> pd.Series:
 
 def _survival_columns(table: pd.DataFrame, path: Path, task: SurvivalTask) -> tuple[list[float], list[bool]]:
     times = []
-    for row, text in _column(table, path, task.time).items():
+    column = _column(table, path, task.time)
+    for row, text in zip(column.index, column, strict=True):
         times.append(_float(text))
         if not (math.isfinite(times[-1]) and times[-1] >= 0):
             raise CohortError(f"cohort {path}: line {row + 2} has {task.time} '{text}'; it must be a number >= 0")
@@ -184,14 +226,20 @@ def _survival_columns(table: pd.DataFrame, path: Path, task: SurvivalTask) -> tu
     if not any(events):
         raise CohortError(f"cohort {path}: no row has {task.event}; {task.event_column} holds {', '.join(values[:5])}")
     if len({v for v, e in zip(column, events, strict=True) if not e}) > 1:
-        raise CohortError(f"cohort {path}: {task.event_column} must hold two values, it holds {', '.join(values[:5])}")
+        raise CohortError(
+            f"cohort {path}: {task.event_column} must hold two values, it holds {', '.join(values[:5])}; leave out the "
+            "rows of which it is not known whether the event happened"
+        )
     return times, events
 
 
 def _one_outcome_a_patient(cohort: Cohort, path: Path) -> None:
     for case, slides in cohort.cases().items():
         if len({(s.time, s.event) for s in slides}) > 1:
-            raise CohortError(f"cohort {path}: the slides of patient '{case}' have different times or events")
+            raise CohortError(
+                f"cohort {path}: the slides of patient '{case}' have different times or events; give all its rows the "
+                "same"
+            )
 
 
 def _in_file(

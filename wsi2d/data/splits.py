@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from wsi2d.config import SurvivalTask
-from wsi2d.data.cohort import Cohort, CohortSlide, plain_slide_id
+from wsi2d.data.cohort import Cohort, CohortSlide, not_csv, plain_slide_id
 from wsi2d.errors import SplitError
+from wsi2d.files import make_folder, remove_partials, write_text
 
 logger = logging.getLogger(__name__)
 
 SIDES = ("train", "val", "test")
+_SEEDS = 2**32  # how many scikit-learn takes
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: flo
     """
     if folds < 2:
         raise SplitError(f"folds: must be at least 2, got {folds}")
-    if seed < 0:
-        raise SplitError(f"folds: the seed must be at least 0, got {seed}")
+    if not 0 <= seed < _SEEDS - folds:
+        raise SplitError(f"folds: the seed must be at least 0 and below 2^32 − folds, got {seed}")
     if not 0 < val_share < 1:
         raise SplitError(f"folds: val_share must lie between 0 and 1, got {val_share}")
     cases = list(cohort.cases())
@@ -90,7 +93,14 @@ def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: flo
     outer = StratifiedKFold(folds, shuffle=True, random_state=seed)
     result = []
     for k, (rest, test) in enumerate(outer.split(cases, strata)):
-        train, val = _stratified_cut(rest, [strata[i] for i in rest], val_share, seed + k)
+        kinds = [strata[i] for i in rest]
+        try:
+            train, val = _stratified_cut(rest, kinds, val_share, seed + k)
+        except ValueError as error:
+            raise SplitError(
+                f"folds: val_share {val_share:g} of {_counted(kinds)} leaves train or val too few to have every kind; "
+                "use another val share or fewer folds"
+            ) from error
         result.append(Fold(k, *(tuple(cases[i] for i in sorted(side)) for side in (train, val, test))))
     return tuple(result)
 
@@ -100,18 +110,20 @@ def write_splits(folds: Sequence[Fold], folder: Path | str) -> None:
 
     Raises:
         SplitError: the folder holds other folds, which would be read together with these.
+        StorageError: it cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "give another --out")
     others = sorted(set(_split_files(folder)) - {fold.index for fold in folds})
     if others:
         raise SplitError(
             f"splits {folder}: holds splits_{others[0]}.csv, which is none of these folds; delete it, or give another "
             "folder"
         )
+    remove_partials(folder)
     for fold in folds:
         rows = zip_longest(fold.train, fold.val, fold.test, fillvalue="")
-        pd.DataFrame(rows, columns=list(SIDES)).to_csv(folder / f"splits_{fold.index}.csv")
+        write_text(folder / f"splits_{fold.index}.csv", pd.DataFrame(rows, columns=list(SIDES)).to_csv())
 
 
 def read_splits(folder: Path | str) -> tuple[Fold, ...]:
@@ -157,7 +169,7 @@ def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: in
         eligible = [s for s in sides["train"] if s.case_id not in held_out]
         if not eligible:
             raise SplitError(f"fold {fold.index}: every patient of its train side is held out too; mend the splits")
-        chosen = _inner_val_cases(eligible, cohort, inner_val, seed + fold.index)
+        chosen = _inner_val_cases(fold, eligible, cohort, inner_val, seed)
         sides["val"] = tuple(s for s in sides["train"] if s.case_id in chosen)
         sides["train"] = tuple(s for s in sides["train"] if s.case_id not in chosen)
     for a, b in combinations(SIDES, 2):
@@ -184,29 +196,31 @@ def _strata(cohort: Cohort, cases: Sequence[str], *, at_least: int = 0, at_most:
 
 
 def _stratified_cut(
-    members: Sequence[int] | np.ndarray, strata: Sequence[str], share: float, seed: int
+    members: Sequence[int] | NDArray[np.int64], strata: Sequence[str], share: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Cut members in two, the second part holding ``share`` of them."""
-    cut = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
-    try:
-        first, second = next(cut.split(np.zeros(len(members)), strata))
-    except ValueError as error:
-        raise SplitError(
-            f"splits: train cannot be cut for validation ({error}); use a larger val share or other folds"
-        ) from error
+    """Cut members in two, the second part holding ``share`` of them; ValueError where a part is too small for that."""
+    cut = StratifiedShuffleSplit(1, test_size=share, random_state=seed % _SEEDS)
+    first, second = next(cut.split(np.zeros(len(members)), strata))
     return [int(members[i]) for i in first], [int(members[i]) for i in second]
 
 
-def _inner_val_cases(eligible: Sequence[CohortSlide], cohort: Cohort, share: float, seed: int) -> set[str]:
+def _inner_val_cases(fold: Fold, eligible: Sequence[CohortSlide], cohort: Cohort, share: float, seed: int) -> set[str]:
     """Patients of train that choose the epoch."""
     part = Cohort(tuple(eligible), cohort.task, cohort.classes)
     cases = list(part.cases())
-    strata = _strata(part, cases)
+    kinds = strata = _strata(part, cases)
     rare = {stratum for stratum, n in Counter(strata).items() if n < 2}
     strata = ["rare" if s in rare else s for s in strata]
     if Counter(strata)["rare"] == 1:  # one patient cannot be stratified: it goes with the largest stratum
         strata = [Counter(strata).most_common(1)[0][0] if s == "rare" else s for s in strata]
-    _, chosen = _stratified_cut(range(len(cases)), strata, share, seed)
+    try:
+        _, chosen = _stratified_cut(range(len(cases)), strata, share, seed + fold.index)
+    except ValueError as error:
+        raise SplitError(
+            f"fold {fold.index}: its train cannot be cut for validation, training.inner_val {share:g} of "
+            f"{_counted(kinds)} leaves a part too small to have every kind; give another training.inner_val, or "
+            "splits with more patients in train or with a test side"
+        ) from error
     return {cases[i] for i in chosen}
 
 
@@ -217,8 +231,14 @@ def _split_files(folder: Path) -> dict[int, Path]:
 def _read_fold(path: Path, index: int) -> Fold:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise SplitError(f"splits {path}: not a readable CSV table ({' '.join(str(error).split())})") from error
+    except OSError as error:
+        raise SplitError(
+            f"splits {path}: not a readable CSV table ({error.strerror}); make the splits anew with `wsi2d splits make`"
+        ) from error
+    except ValueError as error:
+        raise SplitError(
+            f"splits {path}: {not_csv(error)}, or make the splits anew with `wsi2d splits make`"
+        ) from error
     missing = [c for c in ("train", "val") if c not in table]
     if missing:
         raise SplitError(f"splits {path}: no column '{missing[0]}'; a splits file has train, val and test")
@@ -226,14 +246,20 @@ def _read_fold(path: Path, index: int) -> Fold:
     return Fold(index, **sides)
 
 
+def _counted(kinds: Sequence[str]) -> str:
+    """As ``5 patients (a 3, b 2)``."""
+    counts = ", ".join(f"{kind} {n}" for kind, n in sorted(Counter(kinds).items()))
+    return f"{len(kinds)} patients ({counts})"
+
+
 def _slides_by_id(cohort: Cohort) -> dict[str, tuple[CohortSlide, ...]]:
-    by_id = {s.slide_id: (s,) for s in cohort.slides}
+    by_id: dict[str, tuple[CohortSlide, ...]] = {s.slide_id: (s,) for s in cohort.slides}
     by_id.update(cohort.cases())
     return by_id
 
 
 def _lookup(
-    fold: Fold, side: str, by_id: dict[str, tuple[CohortSlide, ...]], cohort: Cohort
+    fold: Fold, side: str, by_id: Mapping[str, tuple[CohortSlide, ...]], cohort: Cohort
 ) -> tuple[CohortSlide, ...]:
     found: set[str] = set()
     unknown = []
@@ -251,6 +277,6 @@ def _lookup(
     return cohort.subset(found)
 
 
-def _leaked(sides: dict[str, Iterable[CohortSlide]]) -> tuple[str, ...]:
+def _leaked(sides: Mapping[str, Iterable[CohortSlide]]) -> tuple[str, ...]:
     cases = [{s.case_id for s in side} for side in sides.values()]
     return tuple(sorted(set().union(*(a & b for a, b in combinations(cases, 2)))))

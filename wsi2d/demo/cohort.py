@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from wsi2d.demo.painting import CELL_PX, MPP, Layout, Painter, write_slide
 from wsi2d.errors import ConfigError
+from wsi2d.files import write_text
 
 ARRANGEMENTS = ("scattered", "nest")
 HAZARD_RATIO = 8.0
@@ -79,7 +81,7 @@ def make_demo_cohort(
         write_slide(picture, path, mpp=MPP / scale)
         if on_slide:
             on_slide()
-    table.to_csv(out / "cohort.csv", index=False)
+    write_text(out / "cohort.csv", table.to_csv(index=False))
     return DemoCohort(out / "slides", out / "cohort.csv", _arrangement_c_index(table))
 
 
@@ -95,7 +97,7 @@ def _claim_folder(out: Path, made_with: dict[str, int]) -> None:
     elif out.exists() and any(out.iterdir()):
         raise ConfigError(f"out {out}: is not empty; give another --out")
     (out / "slides").mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made_with) + "\n", "utf-8")
+    write_text(path, json.dumps(made_with) + "\n")
 
 
 def draw_layout(arrangement: str, generator: np.random.Generator) -> Layout:
@@ -118,19 +120,19 @@ def draw_layout(arrangement: str, generator: np.random.Generator) -> Layout:
     return Layout(np.any(pieces, axis=0), positive)
 
 
-def _pieces(height: int, width: int, generator: np.random.Generator) -> list[np.ndarray]:
+def _pieces(height: int, width: int, generator: np.random.Generator) -> list[NDArray[np.bool_]]:
     if generator.random() >= _TWO_PIECES:
         return [_blob(height, width, (0.5, 0.5), (0.45, 0.45), generator)]
     # Along the longer side: a large piece and a smaller one, with a gap.
-    first, second = ((0.33, 0.5), (0.82, 0.5)), ((0.29, 0.43), (0.13, 0.3))
+    pieces = [((0.33, 0.5), (0.29, 0.43)), ((0.82, 0.5), (0.13, 0.3))]
     if width > height:
-        first, second = tuple((b, a) for a, b in first), tuple((b, a) for a, b in second)
-    return [_blob(height, width, c, s, generator) for c, s in zip(first, second, strict=True)]
+        pieces = [((x, y), (b, a)) for (y, x), (a, b) in pieces]
+    return [_blob(height, width, centre, radius, generator) for centre, radius in pieces]
 
 
 def _blob(
     height: int, width: int, centre: tuple[float, float], radius: tuple[float, float], generator: np.random.Generator
-) -> np.ndarray:
+) -> NDArray[np.bool_]:
     """An irregular outline around a centre, in steps of a few px; centre and radii are shares of height and width."""
     rows, cols = -(-height // _OUTLINE_PX), -(-width // _OUTLINE_PX)
     y = ((np.arange(rows) + 0.5) * _OUTLINE_PX / height - centre[0])[:, None] / radius[0]
@@ -143,14 +145,14 @@ def _blob(
     return outline.repeat(_OUTLINE_PX, 0).repeat(_OUTLINE_PX, 1)[:height, :width]
 
 
-def _cells_inside(piece: np.ndarray) -> np.ndarray:
+def _cells_inside(piece: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(row, col) of the cells that lie wholly on a piece of tissue."""
     rows, cols = piece.shape[0] // CELL_PX, piece.shape[1] // CELL_PX
     blocks = piece[: rows * CELL_PX, : cols * CELL_PX].reshape(rows, CELL_PX, cols, CELL_PX)
     return np.argwhere(blocks.all((1, 3)))
 
 
-def _nest(cells: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+def _nest(cells: NDArray[np.int64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """The cells nearest to a random one, with a ragged edge."""
     centre = cells[generator.integers(len(cells))]
     distance = np.hypot(*(cells - centre).T) + generator.normal(0, 0.4, len(cells))
@@ -185,5 +187,5 @@ def _arrangement_c_index(table: pd.DataFrame) -> float:
     from wsi2d.evaluation.survival import survival_metrics
 
     cases = table.drop_duplicates("case_id")
-    risk = (cases["arrangement"] == "nest").to_numpy(float)
+    risk = (cases["arrangement"] == "nest").to_numpy().astype(np.float64)
     return survival_metrics(cases["months"].to_numpy(float), (cases["status"] == "dead").to_numpy(), risk)["c_index"]

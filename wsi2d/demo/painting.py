@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 CELL_PX = 128  # side of a patch at MPP
 MPP = 0.5
@@ -32,8 +33,8 @@ class Layout:
         positive: bool ``[rows, cols]``, cells of the rarer kind, all wholly inside the tissue.
     """
 
-    tissue: np.ndarray
-    positive: np.ndarray
+    tissue: NDArray[np.bool_]
+    positive: NDArray[np.bool_]
 
 
 class Painter:
@@ -55,7 +56,7 @@ class Painter:
         self._rich = [c for c, a in zip(corners, amount, strict=True) if a >= np.quantile(amount, _DAB_RICH)]
         self._stains = {scale: _enlarged(stains, scale) for scale in (1, 2)}
 
-    def paint(self, layout: Layout, generator: np.random.Generator, *, scale: int = 1) -> np.ndarray:
+    def paint(self, layout: Layout, generator: np.random.Generator, *, scale: int = 1) -> NDArray[np.uint8]:
         """A slide: uint8 ``[scale * height, scale * width, 3]``, white around the tissue; stains vary by slide.
 
         Args:
@@ -76,13 +77,13 @@ class Painter:
         canvas = _mirror_tiled(common, height, width, generator)
         for row, col in np.argwhere(layout.positive):
             y, x = (scale * n for n in self._rich[generator.integers(len(self._rich))])
-            patch = np.rot90(positive[y : y + cell, x : x + cell], generator.integers(4))
+            patch = np.rot90(positive[y : y + cell, x : x + cell], int(generator.integers(4)))
             canvas[row * cell : (row + 1) * cell, col * cell : (col + 1) * cell] = patch[:: generator.choice((-1, 1))]
         canvas[~layout.tissue.repeat(scale, 0).repeat(scale, 1)] = background
         return canvas
 
 
-def write_slide(picture: np.ndarray, path: Path, *, mpp: float) -> None:
+def write_slide(picture: NDArray[np.uint8], path: Path, *, mpp: float) -> None:
     """Write a pyramidal, tiled JPEG TIFF that OpenSlide opens, with its pixel size in the resolution tags.
 
     Args:
@@ -92,33 +93,37 @@ def write_slide(picture: np.ndarray, path: Path, *, mpp: float) -> None:
     """
     import tifffile
 
-    options = {
-        "tile": (_TILE_PX, _TILE_PX),
-        "compression": "jpeg",
-        "compressionargs": {"level": _JPEG_QUALITY},
-        # No chroma subsampling: decoders smooth what they upsample, and a patch would get its neighbour's colour.
-        "subsampling": (1, 1),
-        "photometric": "rgb",
-        "metadata": None,
-    }
     partial = path.with_name(f".{path.name}.partial")
     with tifffile.TiffWriter(partial) as file:
         for level in range(_LEVELS):
             per_cm = 10_000 / (mpp * 2**level)
-            resolution = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
-            file.write(picture, **options, **resolution, subfiletype=int(level > 0), software="wsi2d demo")
+            file.write(
+                picture,
+                tile=(_TILE_PX, _TILE_PX),
+                compression="jpeg",
+                compressionargs={"level": _JPEG_QUALITY},
+                # No chroma subsampling: decoders smooth what they upsample, and a patch would get its neighbour's
+                # colour.
+                subsampling=(1, 1),
+                photometric="rgb",
+                metadata=None,
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                subfiletype=int(level > 0),
+                software="wsi2d demo",
+            )
             picture = _halved(picture)
     os.replace(partial, path)
 
 
-def _enlarged(stains: np.ndarray, scale: int) -> np.ndarray:
+def _enlarged(stains: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
     from skimage import transform
 
     height, width = stains.shape[:2]
     return stains if scale == 1 else transform.resize(stains, (scale * height, scale * width), order=3, mode="reflect")
 
 
-def _halved(picture: np.ndarray) -> np.ndarray:
+def _halved(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Means of blocks of two by two; an odd last row or column is left out, as scanners do."""
     from PIL import Image
 
@@ -126,7 +131,9 @@ def _halved(picture: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(picture[:height, :width]).reduce(2))
 
 
-def _mirror_tiled(texture: np.ndarray, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
+def _mirror_tiled(
+    texture: NDArray[np.uint8], height: int, width: int, generator: np.random.Generator
+) -> NDArray[np.uint8]:
     """A picture repeated with mirroring, so that no seam shows, from a random place in it."""
     size = len(texture)
     wave = np.concatenate([np.arange(size), np.arange(size)[::-1]])

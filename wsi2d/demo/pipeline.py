@@ -19,6 +19,7 @@ from wsi2d.demo.painting import CELL_PX, MPP
 from wsi2d.evaluation.evaluate import Evaluation, MetricSummary
 from wsi2d.explain.heatmap import heatmap
 from wsi2d.features.extract import ExtractProgress, extract
+from wsi2d.files import write_text
 from wsi2d.slides.discovery import find_slides
 from wsi2d.training.crossval import TrainProgress, train
 
@@ -140,7 +141,7 @@ def _run(
         "model": model,
     }
     path = out / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+    write_text(path, yaml.safe_dump(values, sort_keys=False))
     evaluation: Evaluation = train(load_run_config(path), progress=progress.training())
     metric = next(iter(evaluation.metrics))
     return DemoRow(name, what, metric, evaluation.metrics[metric], out / "runs" / name)

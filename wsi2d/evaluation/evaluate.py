@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from wsi2d.config import EvaluationConfig
 from wsi2d.errors import RunError
@@ -17,6 +18,7 @@ from wsi2d.evaluation.metrics import classification_metrics
 from wsi2d.evaluation.predictions import PredictionTable, read_predictions
 from wsi2d.evaluation.statistics import patient_bootstrap
 from wsi2d.evaluation.survival import survival_metrics
+from wsi2d.files import write_text
 
 METRICS_SCHEMA = "wsi2d-metrics/1"
 PREDICTIONS_FILE = "predictions.csv"
@@ -82,16 +84,15 @@ def evaluate(run: Path | str, config: EvaluationConfig | None = None, *, seed: i
         seed: of the bootstrap.
 
     Raises:
-        RunError: the folder is no run, or not finished.
+        RunError: the folder is no run, not finished, or damaged.
     """
     folder = Path(run)
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         raise RunError(f"run {folder}: no {PREDICTIONS_FILE}; train it to the end first")
-    notes = folder / NOTES_FILE
-    said = tuple(json.loads(notes.read_text("utf-8"))) if notes.exists() else ()
-    evaluation = evaluate_table(read_predictions(path), config, seed=seed, notes=said)
-    (folder / METRICS_FILE).write_text(evaluation.to_json(), "utf-8")
+    notes = _read_notes(folder / NOTES_FILE)
+    evaluation = evaluate_table(read_predictions(path), config, seed=seed, notes=notes)
+    write_text(folder / METRICS_FILE, evaluation.to_json())
     return evaluation
 
 
@@ -109,7 +110,7 @@ def evaluate_table(
     folds = tuple(int(f) for f in np.unique(fold_of))
     score = _scorer(table)
 
-    def both(chosen: np.ndarray) -> dict[str, float]:
+    def both(chosen: NDArray[np.int64]) -> dict[str, float]:
         per_fold = [score(chosen[fold_of[chosen] == f]) for f in folds]
         means = {f"mean {name}": _mean([values[name] for values in per_fold]) for name in per_fold[0]}
         return {**{f"pooled {name}": value for name, value in score(chosen).items()}, **means}
@@ -138,7 +139,19 @@ def evaluate_table(
     )  # fmt: skip
 
 
-def _scorer(table: PredictionTable) -> Any:
+def _read_notes(path: Path) -> tuple[str, ...]:
+    if not path.exists():
+        return ()
+    try:
+        notes = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        notes = None
+    if not (isinstance(notes, list) and all(isinstance(note, str) for note in notes)):
+        raise RunError(f"notes {path}: not a JSON list of texts; mend it, or delete it and do without the run's notes")
+    return tuple(notes)
+
+
+def _scorer(table: PredictionTable) -> Callable[[NDArray[np.int64]], dict[str, float]]:
     """A function from row numbers to metrics."""
     if table.kind == "classification":
         labels, probabilities = table.labels, table.probabilities
@@ -163,7 +176,7 @@ def _sd(values: list[float]) -> float:
     return float(np.std(defined, ddof=1)) if len(defined) > 1 else math.nan
 
 
-def _nan_to_null(value: Any) -> Any:
+def _nan_to_null(value: object) -> object:
     if isinstance(value, dict):
         return {k: _nan_to_null(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

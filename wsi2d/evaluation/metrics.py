@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn import metrics
 
 CLASSIFICATION_METRICS = ("auc", "f1", "accuracy", "balanced_accuracy")
 
 
-def classification_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+def classification_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, float]:
     """AUC, F1, accuracy and balanced accuracy; all are better when higher.
 
     Args:
@@ -34,7 +35,7 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dic
     }
 
 
-def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+def auc(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
     """Area under the ROC curve ``[N]``, ``[N, classes]``: binary, or macro one-vs-rest; NaN where a class is absent."""
     if len(np.unique(labels)) < probabilities.shape[1]:
         return math.nan

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from wsi2d.errors import RunError
 
@@ -15,6 +16,7 @@ TaskKind = Literal["classification", "survival"]
 
 _PROBABILITY = "prob_"
 _HAZARD = "hazard_"
+_ANEW = "let `wsi2d train` make that of a run anew"
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Prediction:
     slide_id: str
     case_id: str
     fold: int | None
-    scores: np.ndarray
-    attention: np.ndarray
+    scores: NDArray[np.float64]
+    attention: NDArray[np.float32]
     risk: float | None = None
     label: str | None = None
     time: float | None = None
@@ -57,12 +59,12 @@ class PredictionTable:
     rows: pd.DataFrame
 
     @property
-    def probabilities(self) -> np.ndarray:
+    def probabilities(self) -> NDArray[np.float64]:
         """``[N, classes]``, rows sum to 1."""
         return self.rows[[_PROBABILITY + c for c in self.classes]].to_numpy(float)
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> NDArray[np.int64]:
         """Class indices ``[N]``."""
         return np.array([self.classes.index(label) for label in self.rows["label"]])
 
@@ -97,7 +99,12 @@ def read_predictions(path: Path | str) -> PredictionTable:
     try:
         rows = pd.read_csv(path, dtype={"slide_id": str, "case_id": str, "label": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise RunError(f"predictions {path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise RunError(
+            f"predictions {path}: cannot be read ({' '.join(str(error).split())}); save it as CSV in UTF-8, with a "
+            f"header, or {_ANEW}"
+        ) from error
+    if rows.empty:
+        raise RunError(f"predictions {path}: has no rows; put one in for each slide, or {_ANEW}")
     classes = tuple(c.removeprefix(_PROBABILITY) for c in rows.columns if c.startswith(_PROBABILITY))
     kind: TaskKind = "classification" if classes else "survival"
     needed = ("label", *(_PROBABILITY + c for c in classes)) if classes else ("time", "event", "risk")
@@ -106,9 +113,14 @@ def read_predictions(path: Path | str) -> PredictionTable:
             raise RunError(f"predictions {path}: no column '{name}'; see docs/formats.md for the schema")
     numeric = [c for c in needed if c != "label"]
     for name in numeric:
-        rows[name] = pd.to_numeric(rows[name], errors="coerce")
-    if rows.empty or not np.isfinite(rows[numeric].to_numpy(float)).all():
-        raise RunError(f"predictions {path}: {', '.join(numeric)} must hold numbers in every row")
+        numbers = pd.to_numeric(rows[name], errors="coerce")
+        bad = ~np.isfinite(numbers.to_numpy(float))
+        if bad.any():
+            raise RunError(
+                f"predictions {path}: slide '{rows['slide_id'][bad].iloc[0]}' has {name} '{rows[name][bad].iloc[0]}'; "
+                f"{', '.join(numeric)} must hold numbers in every row"
+            )
+        rows[name] = numbers
     wrong = rows["fold"].astype(str).str.strip().ne("") & (pd.to_numeric(rows["fold"], errors="coerce") % 1 != 0)
     if wrong.any():
         raise RunError(
@@ -119,5 +131,8 @@ def read_predictions(path: Path | str) -> PredictionTable:
         raise RunError(f"predictions {path}: event must be 1 (it happened) or 0 in every row")
     if classes and not set(rows["label"]) <= set(classes):
         unknown = sorted(set(rows["label"]) - set(classes))
-        raise RunError(f"predictions {path}: label '{unknown[0]}' has no column '{_PROBABILITY}{unknown[0]}'")
+        raise RunError(
+            f"predictions {path}: label '{unknown[0]}' has no column '{_PROBABILITY}{unknown[0]}'; mend the label "
+            f"(there are {', '.join(classes)}) or add the column"
+        )
     return PredictionTable(kind, classes, rows)

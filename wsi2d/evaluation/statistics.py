@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def patient_bootstrap(
     cases: Sequence[str],
     strata: Sequence[object],
-    statistic: Callable[[np.ndarray], Mapping[str, float]],
+    statistic: Callable[[NDArray[np.int64]], Mapping[str, float]],
     *,
     resamples: int,
     confidence: float,
@@ -38,7 +39,7 @@ def patient_bootstrap(
     rows_of: dict[str, list[int]] = {}
     for row, case in enumerate(cases):
         rows_of.setdefault(case, []).append(row)
-    groups: dict[object, list[np.ndarray]] = {}
+    groups: dict[object, list[NDArray[np.int64]]] = {}
     for rows in rows_of.values():
         groups.setdefault(strata[rows[0]], []).append(np.array(rows))
     generator = np.random.default_rng(seed)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 SURVIVAL_METRICS = ("c_index",)
 
 
-def survival_metrics(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> dict[str, float]:
+def survival_metrics(
+    time: NDArray[np.float64], event: NDArray[np.bool_], risk: NDArray[np.float64]
+) -> dict[str, float]:
     """Harrell's concordance index, better when higher; 0.5 is chance.
 
     Args:

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi2d.config import ExtractConfig, PatchConfig, TissueConfig
-from wsi2d.data.bags import FeatureSpec, load_bag
+from wsi2d.config import ExtractConfig, TissueConfig, nearest, validate
+from wsi2d.data.bags import FeatureSpec, load_bag, read_spec
 from wsi2d.errors import FeatureStoreError, RunError, SlideError
 from wsi2d.evaluation.evaluate import PREDICTIONS_FILE
 from wsi2d.evaluation.predictions import Prediction, read_predictions
+from wsi2d.features.encoders import ENCODERS
 from wsi2d.features.extract import extract
 from wsi2d.features.store import feature_path, read_features, read_header
 from wsi2d.slides.discovery import SlideFile, find_slides
 from wsi2d.slides.patching import PatchGrid
 from wsi2d.training.predict import check_features, load_run_models
 from wsi2d.training.run import Run, open_run
+
+_LONG_HINT = 200  # characters of names
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,9 @@ def slide_attention(
 def _find_slide(run: Run, slide: Path | str, slides: Path | str | None) -> SlideFile:
     if Path(slide).is_file():
         return find_slides([slide])[0]
-    folder = slides if slides is not None else run.config.data.slides
-    found = {file.slide_id: file for file in find_slides([folder])} if folder is not None else {}
+    folder = Path(slides) if slides is not None else run.config.data.slides
+    there = folder is not None and folder.exists()
+    found = {file.slide_id: file for file in find_slides([folder])} if folder is not None and there else {}
     if str(slide) in found:
         return found[str(slide)]
     if Path(slide).is_dir():  # a DICOM series
@@ -116,7 +120,12 @@ def _find_slide(run: Run, slide: Path | str, slides: Path | str | None) -> Slide
         return inside[0]
     if folder is None:
         raise SlideError(f"slide '{slide}': is no file, and the run has no data.slides; give --slides FOLDER")
-    raise SlideError(f"slide '{slide}': is no file, and no slide of that name is in {folder}")
+    if not there:
+        raise SlideError(f"slide '{slide}': is no file, and {folder} does not exist; give --slides FOLDER")
+    hint = nearest(str(slide), list(found))
+    if len(hint) > _LONG_HINT:
+        hint = f"{len(found)} others are, as '{next(iter(found))}'; give another --slides"
+    raise SlideError(f"slide '{slide}': is no file, and no slide of that name is in {folder}; {hint}")
 
 
 def _test_fold(run: Run, slide_id: str) -> tuple[tuple[int, ...], str]:
@@ -129,9 +138,10 @@ def _test_fold(run: Run, slide_id: str) -> tuple[tuple[int, ...], str]:
     if rows.empty:
         return run.folds, ""
     row = rows.iloc[0]
+    folds = (int(float(row["fold"])),) if str(row["fold"]).strip() else run.folds
     if table.kind == "classification":
-        return (int(row["fold"]),), str(row["label"])
-    return (int(row["fold"]),), f"{row['time']:g}, {'event' if row['event'] else 'censored'}"
+        return folds, str(row["label"])
+    return folds, f"{row['time']:g}, {'event' if row['event'] else 'censored'}"
 
 
 def _extract_alike(
@@ -140,18 +150,37 @@ def _extract_alike(
     """Extract one slide with the settings of the run's own feature files."""
     example = next((p for p in sorted(features.glob("*.h5")) if not p.name.startswith(".")), None)
     if example is None:
-        raise FeatureStoreError(f"features {features}: no feature files to take the tissue settings from")
-    made = json.loads(read_header(example)[0].tissue)
+        raise FeatureStoreError(
+            f"features {features}: no feature files to take the tissue settings from; give --features FOLDER"
+        )
+    if spec.encoder not in ENCODERS:
+        raise FeatureStoreError(
+            f"slide '{file.slide_id}': has no feature file in {features}, and encoder '{spec.encoder}' does not come "
+            "with wsi2d; extract it as the run's slides were, and give --features FOLDER"
+        )
+    made = json.loads(read_header(example).provenance.tissue)
+    if "min_tissue" not in made:
+        raise FeatureStoreError(
+            f"{example}: does not say how much of a patch must be tissue (min_tissue); give --features FOLDER with the "
+            f"features of slide '{file.slide_id}'"
+        )
     tissue = {name: made[name] for name in TissueConfig.model_fields if name in made}
-    config = ExtractConfig(
-        encoder=spec.encoder,
-        patch=PatchConfig(
-            patch_px=spec.patch_px, mpp=spec.mpp, overlap_px=spec.overlap_px, min_tissue=made["min_tissue"]
-        ),
-        tissue=TissueConfig(**tissue),
-        device=device,
-    )
+    patch = {name: getattr(spec, name) for name in ("patch_px", "mpp", "overlap_px")}
+    values = {
+        "encoder": spec.encoder,
+        "patch": {**patch, "min_tissue": made["min_tissue"]},
+        "tissue": tissue,
+        "device": device,
+    }
+    config = validate(ExtractConfig, values, source=f"in {example}")
     report = extract([file], scratch, config, slide_mpp=slide_mpp)
     if report.failures:
         raise SlideError(report.failures[0].error)
-    return feature_path(scratch, file.slide_id)
+    path = feature_path(scratch, file.slide_id)
+    difference = spec.difference(read_spec(path)[0])
+    if difference:
+        raise FeatureStoreError(
+            f"slide '{file.slide_id}': extracted now, it has {difference} as the run was trained on; give --features "
+            "FOLDER with features that were made alike"
+        )
+    return path

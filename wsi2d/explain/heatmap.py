@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi2d.errors import ConfigError
 from wsi2d.explain.attention import SlideAttention, slide_attention
+from wsi2d.explain.canvas import DPI, add_title, check_suffix, save_figure, scale_bar
 from wsi2d.slides.patching import PatchGrid
 from wsi2d.slides.reader import open_slide
+from wsi2d.slides.reader_pool import ReaderPool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 COLOUR_MAP = "viridis"
 OPACITY = 0.55
 _PANEL_PX = 900  # longer side of the slide as drawn
-_DPI = 100
 _TOP_PERCENTILE = 99.0
 
 
@@ -41,17 +42,16 @@ def heatmap(
 
     Raises:
         ConfigError: a suffix that cannot be drawn.
+        StorageError: the picture cannot be written.
         RunError, SlideError, FeatureStoreError: the run, the slide or its features cannot be found or do not fit.
     """
     out = Path(out)
-    if out.suffix.lower() not in {".png", ".pdf", ".svg"}:
-        raise ConfigError(f"out {out}: must end in .png, .pdf or .svg")
+    check_suffix(out)
     attention = slide_attention(
         run, slide, slides=slides, features=features, slide_mpp=slide_mpp, device=device
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
     figure = draw(attention)
-    figure.savefig(out, dpi=_DPI)
+    save_figure(figure, out)
     return attention
 
 
@@ -62,7 +62,11 @@ def draw(attention: SlideAttention) -> Figure:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    with open_slide(attention.slide.path, slide_id=attention.slide.slide_id, mpp=attention.slide_mpp) as reader:
+    slide = attention.slide
+    with (
+        ReaderPool() as pool,
+        open_slide(slide.path, slide_id=slide.slide_id, mpp=attention.slide_mpp, pool=pool) as reader,
+    ):
         downsample = max(1.0, max(reader.slide.width, reader.slide.height) / _PANEL_PX)
         picture = reader.read_overview(downsample)
     values = attention.on_grid()
@@ -70,17 +74,17 @@ def draw(attention: SlideAttention) -> Figure:
     layer = overlay(scale(values), attention.grid, picture.shape[:2], downsample, colormaps[COLOUR_MAP])
 
     height, width = picture.shape[:2]
-    figure = Figure(figsize=((2 * width + 260) / _DPI, (height + 110) / _DPI), layout="constrained")
+    figure = Figure(figsize=((2 * width + 260) / DPI, (height + 110) / DPI), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(picture)
     right.imshow(picture)
     right.imshow(layer)
     for axes in (left, right):
         axes.set_axis_off()
-    _scale_bar(left, width, downsample * attention.slide_mpp)
+    scale_bar(left, width, downsample * attention.slide_mpp)
     bar = figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=right, fraction=0.04, pad=0.02, extend="max")
     bar.set_label("attention (1 = the same for every patch)")
-    figure.suptitle(caption(attention))
+    add_title(figure, caption(attention))
     return figure
 
 
@@ -98,7 +102,11 @@ def caption(attention: SlideAttention) -> str:
 
 
 def overlay(
-    values: np.ndarray, grid: PatchGrid, shape: tuple[int, int], downsample: float, colour_map: object
+    values: np.ndarray,
+    grid: PatchGrid,
+    shape: tuple[int, int],
+    downsample: float,
+    colour_map: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Cells as a picture to lay over the slide.
 
@@ -118,7 +126,7 @@ def overlay(
     inside = (rows >= 0)[:, None] & (rows < grid.shape[0])[:, None] & (cols >= 0) & (cols < grid.shape[1])
     cells = values[np.ix_(rows.clip(0, grid.shape[0] - 1), cols.clip(0, grid.shape[1] - 1))]
     shown = inside & ~np.isnan(cells)
-    layer = np.asarray(colour_map(np.nan_to_num(cells)))  # type: ignore[operator]
+    layer = np.asarray(colour_map(np.nan_to_num(cells)))
     layer[..., 3] = np.where(shown, OPACITY, 0.0)
     return layer
 
@@ -131,16 +139,5 @@ def colour_limit(values: np.ndarray) -> float:
 def _cell_of(length: int, downsample: float, grid: PatchGrid) -> np.ndarray:
     """Row (or column) of the grid in which each pixel's centre lies."""
     centre = (np.arange(length) + 0.5) * downsample
-    return np.floor((centre - (grid.patch_level0 - grid.stride_level0) / 2) / grid.stride_level0).astype(int)
-
-
-def _scale_bar(axes: object, width_px: int, mpp: float) -> None:
-    """A bar of a round length, about a fifth of the picture."""
-    target = width_px * mpp / 5
-    power = 10 ** np.floor(np.log10(target))
-    length = max(n for n in (1, 2, 5) if n * power <= target) * power
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    y, x = 0.03, 0.03
-    span = length / mpp / width_px
-    axes.plot([x, x + span], [y, y], color="black", lw=3, transform=axes.transAxes)  # type: ignore[attr-defined]
-    axes.text(x + span / 2, y + 0.012, label, ha="center", va="bottom", transform=axes.transAxes)  # type: ignore[attr-defined]
+    cell: np.ndarray = np.floor((centre - (grid.patch_level0 - grid.stride_level0) / 2) / grid.stride_level0)
+    return cell.astype(int)

@@ -1,15 +1,13 @@
-"""Patch encoders by name."""
+"""Patch encoders by name. A new one is a file with its class, and a line here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Protocol
 
 import torch
 
-from wsi2d.config import nearest
-from wsi2d.errors import ConfigError
+from wsi2d.registry import load
 
 
 class Encoder(Protocol):
@@ -30,7 +28,10 @@ class Encoder(Protocol):
     store_dtype: str
 
     def encode(self, patches: torch.Tensor) -> torch.Tensor:
-        """Embeddings float32 ``[batch, dim]`` of patches uint8 ``[batch, height, width, 3]`` (RGB)."""
+        """Embeddings float32 ``[batch, dim]`` of patches uint8 ``[batch, height, width, 3]`` (RGB).
+
+        The batch may be empty, of no patches at all, and gives ``[0, dim]``.
+        """
         ...
 
     def to(self, device: torch.device) -> Encoder:
@@ -49,8 +50,5 @@ def get_encoder(name: str) -> Encoder:
     Raises:
         ConfigError: no encoder has that name.
     """
-    if name not in ENCODERS:
-        raise ConfigError(f"encoder '{name}': unknown; {nearest(name, list(ENCODERS))}")
-    module, _, attribute = ENCODERS[name].partition(":")
-    factory: Callable[[], Encoder] = getattr(import_module(module), attribute)
+    factory: Callable[[], Encoder] = load(ENCODERS, name, f"encoder '{name}':")
     return factory()

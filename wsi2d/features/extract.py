@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +19,13 @@ from wsi2d.compute import available_cores, map_ahead, resolve_device, torch_thre
 from wsi2d.config import ExtractConfig
 from wsi2d.errors import ConfigError, FeatureStoreError, SlideError
 from wsi2d.features.encoders import Encoder, get_encoder
-from wsi2d.features.store import FeatureWriter, Provenance, feature_path, partial_path, read_header
+from wsi2d.features.store import FeatureWriter, Provenance, feature_path, read_header
+from wsi2d.files import make_folder, partial_path, remove, write_text
 from wsi2d.slides.discovery import SlideFile
 from wsi2d.slides.patching import PatchGrid, make_patch_grid
+from wsi2d.slides.pixel_size import check_mpp
 from wsi2d.slides.reader import Slide, SlideReader, open_slide
+from wsi2d.slides.reader_pool import ReaderPool
 from wsi2d.slides.tissue import segment_tissue
 
 logger = logging.getLogger(__name__)
@@ -84,7 +88,7 @@ def extract(
     Args:
         slides: what :func:`wsi2d.slides.discovery.find_slides` found.
         out: folder of the feature files; also gets ``failures.csv`` where a slide failed.
-        config: encoder, patches, tissue, batch size, threads and device.
+        config: encoder, patches, tissue, batch size, reading processes and device.
         slide_mpp: level-0 pixel size of every slide, µm/px; goes before all else.
         cohort_mpp: level-0 pixel size by slide id, µm/px; goes before the header.
         overwrite: redo finished slides too.
@@ -92,30 +96,39 @@ def extract(
 
     Raises:
         ConfigError: unknown encoder, unfit patch size, or finished files made with other settings.
-        FeatureStoreError: the folder cannot be written.
+        SlideError: an impossible ``slide_mpp``; what is wrong with one slide is told in the report.
+        StorageError: the folder or its disk does not take the files.
     """
     config, progress, out = config or ExtractConfig(), progress or ExtractProgress(), Path(out)
+    check_mpp(slide_mpp, "slide_mpp:")
     encoder = get_encoder(config.encoder).to(resolve_device(config.device))
     if config.patch.patch_px < encoder.min_patch_px:
         raise ConfigError(
             f"patch_px {config.patch.patch_px}: encoder '{encoder.name}' needs at least {encoder.min_patch_px}"
         )
-    _make_folder(out)
+    make_folder(out, "give another --out")
     finished = set() if overwrite else _finished(slides, out, config, encoder, slide_mpp, cohort_mpp or {})
     outcomes = []
-    for file in slides:
-        partial_path(feature_path(out, file.slide_id)).unlink(missing_ok=True)
-        if file.slide_id in finished:
-            outcome = SlideOutcome(file.slide_id, file.path, "skipped")
-        else:
-            try:
-                given = (cohort_mpp or {}).get(file.slide_id)
-                with open_slide(file.path, slide_id=file.slide_id, mpp=slide_mpp, cohort_mpp=given) as reader:
-                    outcome = _extract_slide(reader, out, config, encoder, progress)
-            except SlideError as error:
-                outcome = SlideOutcome(file.slide_id, file.path, "failed", error=str(error))
-        progress.slide_finished(outcome)
-        outcomes.append(outcome)
+    with ReaderPool(config.workers, limit_s=config.read_limit_s) as pool:
+        for file in slides:
+            remove(partial_path(feature_path(out, file.slide_id)))
+            if file.slide_id in finished:
+                outcome = SlideOutcome(file.slide_id, file.path, "skipped")
+            else:
+                try:
+                    with open_slide(
+                        file.path,
+                        slide_id=file.slide_id,
+                        mpp=slide_mpp,
+                        cohort_mpp=(cohort_mpp or {}).get(file.slide_id),
+                        pool=pool,
+                    ) as reader:
+                        outcome = _extract_slide(reader, out, config, encoder, progress)
+                except SlideError as error:
+                    outcome = SlideOutcome(file.slide_id, file.path, "failed", error=str(error))
+                    remove(feature_path(out, file.slide_id))  # one of earlier settings, that was to be overwritten
+            progress.slide_finished(outcome)
+            outcomes.append(outcome)
     report = ExtractReport(tuple(outcomes))
     _write_failures(out / "failures.csv", report.failures)
     return report
@@ -133,8 +146,8 @@ def _extract_slide(
     provenance = _provenance(slide, encoder, config, tissue.threshold)
     path = feature_path(out, slide.slide_id)
     writing = FeatureWriter(path, grid, provenance, dim=encoder.dim, dtype=encoder.store_dtype)
-    # Half of the cores encode, the reading threads have the rest: torch's threads spin while they wait for each other,
-    # and with one a core that costs several times the work as soon as anyone else wants a core.
+    # Half of the cores encode, the reading processes have the rest: torch's threads spin while they wait for each
+    # other, and with one a core that costs several times the work as soon as anyone else wants a core.
     with writing as writer, torch_threads(max(1, available_cores() // 2)):
         for batch in _batches(_patches(reader, grid, config), config.batch_size):
             writer.append(encoder.encode(torch.from_numpy(np.stack(batch))).cpu().numpy())
@@ -196,23 +209,22 @@ def _finished(
     A file that cannot be read is simply redone; one that is sound but made otherwise stops the run, since mixing
     settings in one folder would go unnoticed.
     """
-    finished = set()
+    finished, by_hand = set(), []
     for file in slides:
         path = feature_path(out, file.slide_id)
         if not path.exists():
             continue
         try:
-            provenance, geometry = read_header(path)
+            header = read_header(path)
         except FeatureStoreError as error:
             logger.warning("%s", error)
             continue
+        provenance, grid = header.provenance, header.geometry
         made = {
             "encoder": provenance.encoder_hash,
-            "patch.patch_px": geometry["patch_px"],
-            "patch.mpp": geometry["mpp"],
-            "patch.overlap_px": round(
-                geometry["patch_px"] * (1 - geometry["stride_level0"] / geometry["patch_level0"])
-            ),
+            "patch.patch_px": grid.patch_px,
+            "patch.mpp": grid.mpp,
+            "patch.overlap_px": grid.overlap_px,
             **_as_configured(json.loads(provenance.tissue)),
         }
         asked = {
@@ -225,6 +237,8 @@ def _finished(
         given = slide_mpp if slide_mpp is not None else cohort_mpp.get(file.slide_id)
         if given is not None:
             made["slide_mpp"], asked["slide_mpp"] = provenance.slide_mpp, given
+        elif provenance.mpp_source in {"user", "cohort"}:
+            by_hand.append(file.slide_id)
         differs = [key for key in asked if made.get(key) != asked[key]]
         if differs:
             key = differs[0]
@@ -232,20 +246,21 @@ def _finished(
                 f"{path}: was made with {key} {made.get(key)}, not {asked[key]}; use another --out, or --overwrite"
             )
         finished.add(file.slide_id)
+    if by_hand:
+        logger.warning(
+            "%d finished slides were made with a pixel size given then and not now (the first is '%s'); they are kept, "
+            "--overwrite does them again", len(by_hand), by_hand[0],
+        )  # fmt: skip
     return finished
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FeatureStoreError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
-
-
 def _write_failures(path: Path, failures: Sequence[SlideOutcome]) -> None:
-    path.unlink(missing_ok=True)
-    if failures:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(("slide_id", "path", "error"))
-            rows.writerows((f.slide_id, f.path, f.error) for f in failures)
+    remove(partial_path(path))
+    if not failures:
+        remove(path)
+        return
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("slide_id", "path", "error"))
+    rows.writerows((f.slide_id, str(f.path), f.error) for f in failures)
+    write_text(path, table.getvalue().encode("utf-8", "backslashreplace").decode())

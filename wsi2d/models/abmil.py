@@ -10,6 +10,7 @@ from torch import nn
 
 from wsi2d.config import Strict
 from wsi2d.data.bags import BagBatch
+from wsi2d.models.aggregator import Aggregator
 from wsi2d.models.blocks import AttentionPool, Standardise
 from wsi2d.models.output import ModelOutput
 
@@ -18,14 +19,14 @@ class ABMILConfig(Strict):
     """Options of ``abmil``."""
 
     name: Literal["abmil"] = "abmil"
-    dim: int = Field(128, ge=1, description="width of the model")
-    attention_dim: int = Field(128, ge=1)
+    dim: int = Field(128, ge=1, le=65_536, description="width of the model")
+    attention_dim: int = Field(128, ge=1, le=65_536)
     gated: bool = True
     dropout: float = Field(0.25, ge=0, lt=1)
     standardise: bool = Field(True, description="features by mean and deviation of the training fold")
 
 
-class ABMIL(nn.Module):
+class ABMIL(Aggregator):
     """Gated attention over a bag's patches; blind to where they are.
 
     Args:
@@ -37,6 +38,7 @@ class ABMIL(nn.Module):
     """
 
     config_class = ABMILConfig
+    config: ABMILConfig
 
     def __init__(self, config: ABMILConfig, in_dim: int, out_dim: int) -> None:
         super().__init__()

@@ -126,7 +126,8 @@ class Mamba2DMixer(nn.Module):
         u = functional.silu(self._convolve(u, layout)) * inside
         if self.flips:
             u = self._scan(u)
-        return self.out_proj(u * functional.silu(z))
+        mixed: Tensor = self.out_proj(u * functional.silu(z))
+        return mixed
 
     def _scan(self, u: Tensor) -> Tensor:
         total = torch.zeros_like(u)
@@ -137,7 +138,8 @@ class Mamba2DMixer(nn.Module):
 
     def _convolve(self, u: Tensor, layout: GridLayout) -> Tensor:
         if self.conv == "2d":
-            return self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            convolved: Tensor = self.conv2d(u.permute(0, 3, 1, 2))
+            return convolved.permute(0, 2, 3, 1)
         if self.conv == "raster":
             return self._convolve_raster(u, layout)
         return u
@@ -187,7 +189,8 @@ class MixerBlock(nn.Module):
 
     def forward(self, grid: Tensor, layout: GridLayout) -> Tensor:
         """Residual update of ``[batch, height, width, dim]``."""
-        return grid + self.mixer(self.norm(grid), layout)
+        update: Tensor = self.mixer(self.norm(grid), layout)
+        return grid + update
 
 
 class AttentionPool(nn.Module):

@@ -10,6 +10,7 @@ from torch import nn
 
 from wsi2d.config import Strict
 from wsi2d.data.bags import BagBatch
+from wsi2d.models.aggregator import Aggregator
 from wsi2d.models.blocks import (
     AttentionPool,
     Convolution,
@@ -26,10 +27,10 @@ class Mamba2DMILConfig(Strict):
     """Options of ``mamba2d-mil``. The defaults are ours; ``preset: published`` has the paper's."""
 
     name: Literal["mamba2d-mil"] = "mamba2d-mil"
-    dim: int = Field(128, ge=1, description="width of the model")
-    blocks: int = Field(1, ge=1, description="residual blocks")
-    state: int = Field(16, ge=1, description="states a channel")
-    expand: int = Field(2, ge=1, description="inner width over width")
+    dim: int = Field(128, ge=1, le=65_536, description="width of the model")
+    blocks: int = Field(1, ge=1, le=1024, description="residual blocks")
+    state: int = Field(16, ge=1, le=4096, description="states a channel")
+    expand: int = Field(2, ge=1, le=64, description="inner width over width")
     conv: Convolution = Field("2d", description="2d: 3×3; raster: causal, width 4 (published); none")
     directions: Literal[1, 2, 4] = Field(4, description="scans, by flips of the grid")
     share_directions: bool = Field(False, description="one set of Δ, B, C, A for all directions")
@@ -40,7 +41,7 @@ class Mamba2DMILConfig(Strict):
     dt_max: float = Field(0.1, gt=0)
     empty: Literal["token", "zero"] = Field("token", description="what a cell without tissue holds")
     pool: Literal["tissue", "all"] = Field("tissue", description="cells that attention may choose (all: published)")
-    attention_dim: int = Field(128, ge=1)
+    attention_dim: int = Field(128, ge=1, le=65_536)
     dropout: float = Field(0.25, ge=0, lt=1)
     standardise: bool = Field(True, description="features by mean and deviation of the training fold")
 
@@ -51,7 +52,7 @@ class Mamba2DMILConfig(Strict):
         return self
 
 
-class Mamba2DMIL(nn.Module):
+class Mamba2DMIL(Aggregator):
     """2DMambaMIL: project, lay onto the grid, scan in 2D, pool by attention, predict.
 
     Args:
@@ -64,6 +65,7 @@ class Mamba2DMIL(nn.Module):
     """
 
     config_class = Mamba2DMILConfig
+    config: Mamba2DMILConfig
 
     def __init__(self, config: Mamba2DMILConfig, in_dim: int, out_dim: int) -> None:
         super().__init__()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
-from torch import nn
-
-from wsi2d.config import Strict, nearest, validate
+from wsi2d.config import Strict, validate
 from wsi2d.errors import ConfigError
+from wsi2d.models.aggregator import Aggregator
+from wsi2d.registry import load
 
 MODELS: dict[str, str] = {
     "mamba2d-mil": "wsi2d.models.mamba2d_mil:Mamba2DMIL",
@@ -26,7 +25,7 @@ def model_config(section: Mapping[str, Any], *, source: str = "model") -> Strict
     return validate(_model_class(section, source).config_class, section, source=source)
 
 
-def build_model(section: Mapping[str, Any], *, in_dim: int, out_dim: int) -> nn.Module:
+def build_model(section: Mapping[str, Any], *, in_dim: int, out_dim: int) -> Aggregator:
     """Build an aggregator: called with a :class:`~wsi2d.data.bags.BagBatch`, it returns a
     :class:`~wsi2d.models.output.ModelOutput`.
 
@@ -41,11 +40,9 @@ def build_model(section: Mapping[str, Any], *, in_dim: int, out_dim: int) -> nn.
     return _model_class(section, "model")(model_config(section), in_dim, out_dim)
 
 
-def _model_class(section: Mapping[str, Any], source: str) -> Any:
+def _model_class(section: Mapping[str, Any], source: str) -> type[Aggregator]:
     if section.get("name") is None:
         raise ConfigError(f"config {source}: name: missing; there are {', '.join(MODELS)}")
     name = str(section["name"])
-    if name not in MODELS:
-        raise ConfigError(f"config {source}: model '{name}' is unknown; {nearest(name, list(MODELS))}")
-    module, _, attribute = MODELS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    found: type[Aggregator] = load(MODELS, name, f"config {source}: model '{name}' is")
+    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi2d.errors import SlideError
+from wsi2d.slides.reader_pool import ReaderPool, ReaderProcessError
 
 _OPENSLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -39,7 +40,7 @@ def find_slides(paths: Sequence[Path | str]) -> list[SlideFile]:
         elif given.exists():
             files.append(given)
         else:
-            raise SlideError(f"slides: {given} does not exist")
+            raise SlideError(f"slides: {given} does not exist; give a slide file, or a folder of slides")
     files = list({(f.name, f.resolve()): f for f in reversed(files)}.values())  # a file given twice is one slide
     dicom = [f for f in files if f.suffix.lower() == ".dcm"]
     found = [SlideFile(f.stem, f) for f in files if f.suffix.lower() != ".dcm"] + _dicom_slides(dicom)
@@ -58,10 +59,11 @@ def _walk(folder: Path) -> Iterable[Path]:
                 yield Path(root) / name
 
 
-def _dicom_slides(files: Iterable[Path]) -> list[SlideFile]:
+def _dicom_slides(files: Sequence[Path]) -> list[SlideFile]:
     by_folder: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for file in files:
-        by_folder[file.parent][_series(file)].append(file)
+    with ReaderPool() as pool:
+        for file in files:
+            by_folder[file.parent][_series(pool, file)].append(file)
     slides = []
     for folder, series in by_folder.items():
         for members in series.values():
@@ -71,14 +73,11 @@ def _dicom_slides(files: Iterable[Path]) -> list[SlideFile]:
     return slides
 
 
-def _series(file: Path) -> str:
+def _series(pool: ReaderPool, file: Path) -> str:
     """A DICOM file's series; a file that cannot be opened is a slide of its own, whose failure is told later."""
-    import openslide
-
     try:
-        with openslide.OpenSlide(file) as slide:
-            return slide.properties.get("dicom.SeriesInstanceUID", str(file))
-    except openslide.OpenSlideError:
+        return pool.call("property", str(file), "dicom.SeriesInstanceUID") or str(file)
+    except ReaderProcessError:
         return str(file)
 
 

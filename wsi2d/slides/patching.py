@@ -17,20 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PatchGrid:
-    """Patches with tissue, by place.
+class GridGeometry:
+    """How a slide is cut.
 
     Attributes:
-        coords: int32 ``[N, 2]``, level-0 (x, y) of the top-left corners, ``round(index[:, ::-1] * stride_level0)``.
-        index: int32 ``[N, 2]``, (row, col) on the slide's grid, in raster order, no cell twice.
         shape: rows and columns of the grid over the whole slide.
         patch_px: side of a patch as the encoder sees it, px.
         mpp: resolution of a patch, µm/px.
         patch_level0, stride_level0: side and pitch in level-0 px; fractional where ``mpp`` does not divide evenly.
     """
 
-    coords: np.ndarray
-    index: np.ndarray
     shape: tuple[int, int]
     patch_px: int
     mpp: float
@@ -38,6 +34,31 @@ class PatchGrid:
     stride_level0: float
 
     def __post_init__(self) -> None:
+        for name in ("patch_px", "mpp", "patch_level0", "stride_level0"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise SlideError(f"patch grid: {name} must be > 0, got {value}")
+
+    @property
+    def overlap_px(self) -> int:
+        """Overlap of neighbouring patches, px as the encoder sees them."""
+        return round(self.patch_px * (1 - self.stride_level0 / self.patch_level0))
+
+
+@dataclass(frozen=True)
+class PatchGrid(GridGeometry):
+    """Patches with tissue, by place.
+
+    Attributes:
+        coords: int32 ``[N, 2]``, level-0 (x, y) of the top-left corners, ``round(index[:, ::-1] * stride_level0)``.
+        index: int32 ``[N, 2]``, (row, col) on the slide's grid, in raster order, no cell twice.
+    """
+
+    coords: np.ndarray
+    index: np.ndarray
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.index.ndim != 2 or self.index.shape[1] != 2 or self.coords.shape != self.index.shape:
             raise SlideError(
                 f"patch grid: index and coords must be [N, 2], got {self.index.shape} and {self.coords.shape}"
@@ -47,8 +68,6 @@ class PatchGrid:
                 f"patch grid: index and coords must be integers, got {self.index.dtype} and {self.coords.dtype}"
             )
         n = len(self.index)
-        if not (self.patch_px > 0 and self.mpp > 0 and self.patch_level0 > 0 and self.stride_level0 > 0):
-            raise SlideError("patch grid: patch_px, mpp, patch_level0 and stride_level0 must be > 0")
         if n and ((self.index < 0).any() or (self.index >= np.array(self.shape)).any()):
             raise SlideError(f"patch grid: an index lies outside the grid of {self.shape[0]}×{self.shape[1]}")
         if len(np.unique(self.index, axis=0)) != n:
@@ -73,13 +92,13 @@ def make_patch_grid(slide: Slide, tissue: TissueMask, config: PatchConfig | None
         )  # fmt: skip
     patch_level0 = config.patch_px * scale
     stride_level0 = (config.patch_px - config.overlap_px) * scale
-    shape = (_cells(slide.height, stride_level0), _cells(slide.width, stride_level0))
+    shape = (grid_cells(slide.height, stride_level0), grid_cells(slide.width, stride_level0))
     index = np.indices(shape).reshape(2, -1).T.astype(np.int32)
     coords = cell_coords(index, stride_level0)
     share = tissue.coverage(coords, patch_level0)
     chosen = (share >= config.min_tissue) & (share > 0)
     return PatchGrid(
-        coords[chosen], index[chosen], shape, config.patch_px, config.mpp, patch_level0, stride_level0
+        shape, config.patch_px, config.mpp, patch_level0, stride_level0, coords[chosen], index[chosen]
     )  # fmt: skip
 
 
@@ -88,6 +107,12 @@ def cell_coords(index: np.ndarray, stride_level0: float) -> np.ndarray:
     return np.rint(np.asarray(index)[:, ::-1] * stride_level0).astype(np.int32)
 
 
-def _cells(length: int, stride: float) -> int:
-    """Cells whose origin lies on the slide; a remainder of a millionth of a cell is rounding."""
-    return max(1, math.ceil(length / stride - 1e-6))
+def grid_cells(length: int, stride_level0: float) -> int:
+    """Cells whose origin lies on a slide of that length, level-0 px; a remainder of a millionth of a cell is rounding.
+
+    Raises:
+        SlideError: there is no such grid.
+    """
+    if not (math.isfinite(stride_level0) and stride_level0 > 0 and length > 0):
+        raise SlideError(f"patch grid: no cells of {stride_level0} px on a slide of {length} px")
+    return max(1, math.ceil(length / stride_level0 - 1e-6))

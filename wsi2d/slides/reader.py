@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,15 @@ from PIL import Image
 
 from wsi2d.errors import SlideError
 from wsi2d.slides.pixel_size import HeaderPixelSize, PixelSizeSource, resolve_mpp
-
-logger = logging.getLogger(__name__)
+from wsi2d.slides.reader_pool import ReaderPool
 
 _BLOCK_PX = 2048  # side of what an overview reads at a time, so that memory does not grow with the slide
+# Each tile of a TIFF has an entry of at least 8 bytes, so even empty ones of 2048 px hold at most half a million px a
+# byte. Other formats keep their pixels in further files.
+_MOST_PX_A_BYTE = 2**20
+_ONE_FILE = {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".svslide", ".bif"}
+_LONGEST_SIDE = 2**21  # px; the largest slides have some 300,000
+_MOST_OVERVIEW_PX = 2**28  # 800 MB; at 8 µm/px some 130 × 130 mm
 _LEVEL_SLACK = 1.01  # a level up to 1 % coarser than asked for still serves: 2.0005 is "2"
 
 
@@ -45,8 +50,15 @@ class Slide:
     def __post_init__(self) -> None:
         if not self.slide_id or "/" in self.slide_id or "\\" in self.slide_id or self.slide_id in {".", ".."}:
             raise SlideError(f"slide id '{self.slide_id}': must be a plain name, since its feature file bears it")
+        if any("\ud800" <= c <= "\udfff" for c in self.slide_id):
+            raise SlideError(f"slide '{self.slide_id}': its file's name is no UTF-8; rename the file")
         if self.width <= 0 or self.height <= 0:
             raise SlideError(f"slide '{self.slide_id}': has no pixels ({self.width}×{self.height}); re-export it")
+        if max(self.width, self.height) > _LONGEST_SIDE:
+            raise SlideError(
+                f"slide '{self.slide_id}': says it has {self.width}×{self.height} px; the file is damaged, re-copy or "
+                "re-export it"
+            )
         if not (math.isfinite(self.mpp) and self.mpp > 0):
             raise SlideError(f"slide '{self.slide_id}': mpp must be > 0, got {self.mpp}")
 
@@ -56,16 +68,19 @@ class Slide:
         return fine_enough[-1] if fine_enough else 0
 
 
-class PixelSource(Protocol):
-    """What a reader needs of a file format."""
+class RegionSource(Protocol):
+    """What a reader needs of an open slide file, in this process or in another."""
 
     width: int
     height: int
     level_downsamples: tuple[float, ...]
     header: HeaderPixelSize
 
-    def read(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
-        """RGB picture of ``width`` × ``height`` px of ``level`` from level-0 (x, y); white outside the slide."""
+    def read_resized(
+        self, x: int, y: int, level: int, size: tuple[float, float], out: tuple[int, int], how: int
+    ) -> np.ndarray:
+        """A region of ``size`` (width, height) px of ``level`` from level-0 (x, y), resampled ``how`` Pillow calls it
+        to ``out`` (width, height): uint8 ``[height, width, 3]``; white outside the slide."""
         ...
 
     def close(self) -> None:
@@ -73,10 +88,38 @@ class PixelSource(Protocol):
         ...
 
 
+class PixelSource(ABC):
+    """A file format that is read in this process; gives :class:`RegionSource` what it needs."""
+
+    width: int
+    height: int
+    level_downsamples: tuple[float, ...]
+    header: HeaderPixelSize
+
+    @abstractmethod
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
+        """RGB picture of ``width`` × ``height`` px of ``level`` from level-0 (x, y); white outside the slide."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file."""
+
+    def read_resized(
+        self, x: int, y: int, level: int, size: tuple[float, float], out: tuple[int, int], how: int
+    ) -> np.ndarray:
+        """See :class:`RegionSource`."""
+        whole = (_ceil(size[0]), _ceil(size[1]))
+        picture = self.read(x, y, level, *whole)
+        if picture.size != out or whole != size:
+            box = (0, 0, min(size[0], whole[0]), min(size[1], whole[1]))
+            picture = picture.resize(out, Image.Resampling(how), box=box)
+        return np.asarray(picture)
+
+
 class SlideReader:
     """An open slide. Safe to read from several threads; use it as a context manager."""
 
-    def __init__(self, slide: Slide, source: PixelSource) -> None:
+    def __init__(self, slide: Slide, source: RegionSource) -> None:
         self.slide = slide
         self._source = source
 
@@ -108,7 +151,7 @@ class SlideReader:
         """
         level = self.slide.best_level(size_level0 / patch_px)
         size = size_level0 / self.slide.level_downsamples[level]
-        return np.asarray(self._read_resized(x, y, level, (size, size), (patch_px, patch_px), Image.Resampling.BICUBIC))
+        return self._read(x, y, level, (size, size), (patch_px, patch_px), Image.Resampling.BICUBIC)
 
     def read_overview(self, downsample: float) -> np.ndarray:
         """The whole slide, each pixel the mean of ``downsample`` × ``downsample`` level-0 pixels.
@@ -127,22 +170,26 @@ class SlideReader:
         level = self.slide.best_level(downsample)
         scale = downsample / self.slide.level_downsamples[level]
         rows, cols = math.ceil(self.slide.height / downsample), math.ceil(self.slide.width / downsample)
+        if rows * cols > _MOST_OVERVIEW_PX:
+            raise SlideError(
+                f"slide '{self.slide.slide_id}': an overview of {cols}×{rows} px is too large; is its pixel size of "
+                f"{self.slide.mpp:g} µm right?"
+            )
         overview = np.empty((rows, cols, 3), np.uint8)
         step = max(1, int(_BLOCK_PX / scale))
         for top in range(0, rows, step):
             for left in range(0, cols, step):
                 h, w = min(step, rows - top), min(step, cols - left)
                 x, y = round(left * downsample), round(top * downsample)
-                block = self._read_resized(x, y, level, (w * scale, h * scale), (w, h), Image.Resampling.BOX)
-                overview[top : top + h, left : left + w] = np.asarray(block)
+                block = self._read(x, y, level, (w * scale, h * scale), (w, h), Image.Resampling.BOX)
+                overview[top : top + h, left : left + w] = block
         return overview
 
-    def _read_resized(
-        self, x: int, y: int, level: int, size: tuple[float, float], out: tuple[int, int], how: Image.Resampling
-    ) -> Image.Image:
-        whole = (_ceil(size[0]), _ceil(size[1]))
+    def _read(
+        self, x: int, y: int, level: int, size: tuple[float, float], out: tuple[int, int], how: int
+    ) -> np.ndarray:
         try:
-            picture = self._source.read(x, y, level, *whole)
+            return self._source.read_resized(x, y, level, size, out, how)
         except SlideError:
             raise
         except Exception as error:  # whatever a decoder raises, the slide is what is bad
@@ -150,13 +197,15 @@ class SlideReader:
                 f"slide '{self.slide.slide_id}': cannot be read at ({x}, {y}) of level {level} ({_one_line(error)}); "
                 "the file is damaged, re-copy or re-export it"
             ) from error
-        if picture.size == out and whole == size:
-            return picture
-        return picture.resize(out, how, box=(0, 0, min(size[0], whole[0]), min(size[1], whole[1])))
 
 
 def open_slide(
-    path: Path | str, *, slide_id: str | None = None, mpp: float | None = None, cohort_mpp: float | None = None
+    path: Path | str,
+    *,
+    slide_id: str | None = None,
+    mpp: float | None = None,
+    cohort_mpp: float | None = None,
+    pool: ReaderPool | None = None,
 ) -> SlideReader:
     """Open a slide file or a plain image.
 
@@ -165,6 +214,7 @@ def open_slide(
         slide_id: its name; the file name without suffix if not given.
         mpp: level-0 pixel size in µm given by the user; goes before everything else.
         cohort_mpp: likewise from the cohort table; goes before the header.
+        pool: processes that read it; without them this process does, and dies with a decoder that crashes.
 
     Raises:
         SlideError: the file is missing, not a slide, damaged, or without a pixel size.
@@ -173,7 +223,7 @@ def open_slide(
     slide_id = slide_id or path.stem
     if not path.exists():
         raise SlideError(f"slide '{slide_id}': {path} does not exist")
-    source = _open_source(path, slide_id)
+    source: RegionSource = open_source(path, slide_id) if pool is None else pool.open(path, slide_id)
     try:
         value, origin = resolve_mpp(slide_id, user=mpp, cohort=cohort_mpp, header=source.header)
         slide = Slide(slide_id, path, source.width, source.height, value, origin, source.level_downsamples)
@@ -183,15 +233,20 @@ def open_slide(
     return SlideReader(slide, source)
 
 
-def _open_source(path: Path, slide_id: str) -> PixelSource:
+def open_source(path: Path, slide_id: str) -> PixelSource:
+    """Open a file in this process.
+
+    Raises:
+        SlideError: it is not a slide, or damaged.
+    """
     import openslide
 
     from wsi2d.slides.sources import OpenSlideSource, PlainImageSource
 
     try:
-        if openslide.OpenSlide.detect_format(path) is not None:
-            return OpenSlideSource(path)
-        return PlainImageSource(path)
+        if openslide.OpenSlide.detect_format(path) is None:
+            return PlainImageSource(path)
+        source = OpenSlideSource(path)
     except openslide.OpenSlideError as error:
         raise SlideError(
             f"slide '{slide_id}': OpenSlide cannot open it ({_one_line(error)}); re-copy or re-export it"
@@ -205,6 +260,13 @@ def _open_source(path: Path, slide_id: str) -> PixelSource:
             f"slide '{slide_id}': neither a slide that OpenSlide knows nor an image ({_one_line(error)}); "
             "re-copy or re-export it"
         ) from error
+    if path.suffix.lower() in _ONE_FILE and source.width * source.height > path.stat().st_size * _MOST_PX_A_BYTE:
+        source.close()
+        raise SlideError(
+            f"slide '{slide_id}': a file of {path.stat().st_size:,} bytes says it has {source.width}×{source.height} "
+            "px; it is damaged, re-copy or re-export it"
+        )
+    return source
 
 
 def _ceil(size: float) -> int:

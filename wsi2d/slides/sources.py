@@ -9,13 +9,14 @@ from pathlib import Path
 import openslide
 from PIL import Image
 
-from wsi2d.slides.pixel_size import HeaderPixelSize, mean_mpp, mpp_from_tiff_tags
+from wsi2d.slides.pixel_size import HeaderPixelSize, mean_mpp, mpp_from_tiff_tags, not_square
+from wsi2d.slides.reader import PixelSource
 
 _TIFF_X, _TIFF_Y, _TIFF_UNIT = 282, 283, 296
 _TIFF_UNITS = {2: "inch", 3: "centimeter"}
 
 
-class OpenSlideSource:
+class OpenSlideSource(PixelSource):
     """A slide in a format that OpenSlide knows."""
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +36,7 @@ class OpenSlideSource:
         self._slide.close()
 
 
-class PlainImageSource:
+class PlainImageSource(PixelSource):
     """An image that Pillow opens, held in memory as one level."""
 
     def __init__(self, path: Path) -> None:
@@ -78,16 +79,16 @@ def _opaque(image: Image.Image, background: str) -> Image.Image:
 
 
 def _openslide_pixel_size(properties: Mapping[str, str]) -> HeaderPixelSize:
-    header_mpp = None
+    header = None
     x, y = _number(properties, "openslide.mpp-x"), _number(properties, "openslide.mpp-y")
     # For a generic TIFF OpenSlide derives these two from the resolution tags, so they are no header's word.
     if x is not None and y is not None and properties.get("openslide.vendor") != "generic-tiff":
-        header_mpp = mean_mpp(x, y)
-    tiff_mpp = None
+        header = (x, y)
+    tiff = None
     x, y = _number(properties, "tiff.XResolution"), _number(properties, "tiff.YResolution")
     if x is not None and y is not None:
-        tiff_mpp = mpp_from_tiff_tags(x, y, properties.get("tiff.ResolutionUnit", ""))
-    return HeaderPixelSize(header_mpp, tiff_mpp, _number(properties, "openslide.objective-power"))
+        tiff = mpp_from_tiff_tags(x, y, properties.get("tiff.ResolutionUnit", ""))
+    return _pixel_size(header, tiff, _number(properties, "openslide.objective-power"))
 
 
 def _tiff_pixel_size(image: Image.Image) -> HeaderPixelSize:
@@ -95,7 +96,19 @@ def _tiff_pixel_size(image: Image.Image) -> HeaderPixelSize:
     if tags is None or _TIFF_X not in tags or _TIFF_Y not in tags:
         return HeaderPixelSize()
     unit = _TIFF_UNITS.get(tags.get(_TIFF_UNIT, 2), "")
-    return HeaderPixelSize(tiff_mpp=mpp_from_tiff_tags(float(tags[_TIFF_X]), float(tags[_TIFF_Y]), unit))
+    return _pixel_size(None, mpp_from_tiff_tags(float(tags[_TIFF_X]), float(tags[_TIFF_Y]), unit))
+
+
+def _pixel_size(
+    header: tuple[float, float] | None, tiff: tuple[float, float] | None, objective_power: float | None = None
+) -> HeaderPixelSize:
+    sides = header if header is not None and mean_mpp(*header) is not None else tiff
+    return HeaderPixelSize(
+        mean_mpp(*header) if header is not None else None,
+        mean_mpp(*tiff) if tiff is not None else None,
+        objective_power,
+        not_square(*sides) if sides is not None else None,
+    )
 
 
 def _number(properties: Mapping[str, str], name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Tissue from background: Otsu on saturation at low resolution, then morphology in micrometres."""
+"""Tissue from glass, ink and edges: Otsu on saturation at low resolution, then morphology in micrometres."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ import numpy as np
 from wsi2d.config import TissueConfig
 from wsi2d.errors import SlideError
 from wsi2d.slides.reader import SlideReader
+
+# What glass looks like: even, bright, nearly grey. Levels are 0 to 1.
+_GLASS_VALUE = 0.6
+_GLASS_SATURATION = 0.16
+_GLASS_UNEVEN = 0.03  # largest difference of luminance between neighbours
+_GLASS_SHARE = 0.002  # of the slide that must look like glass to be believed
+_GLASS_NEAR = 0.04  # colours that are one glass
+
+_INK_DENSITY = 0.12  # of red, green and blue together
+_INK_GRAIN = 0.045  # how much even ink varies from px to px, in shares of its density
+_INK_EVEN_SHARE = 0.2  # of a stroke; its edges are not even
+_INK_RIM_UM = 32.0  # a marker's edge is too faint to be recognised
+_INK_NEXT_UM = 64.0  # what lies next to a stroke is judged over this distance
 
 
 @dataclass(frozen=True)
@@ -51,15 +64,18 @@ class TissueMask:
             _bilinear(integral, bottom, right) - _bilinear(integral, top, right)
             - _bilinear(integral, bottom, left) + _bilinear(integral, top, left)
         )  # fmt: skip
-        return np.clip(area / side**2, 0.0, 1.0)
+        share: np.ndarray = np.clip(area / side**2, 0.0, 1.0)
+        return share
 
 
 def segment_tissue(reader: SlideReader, config: TissueConfig | None = None) -> TissueMask:
     """Tissue mask of a slide.
 
-    Saturation of the overview is smoothed and cut by Otsu's threshold, held within the configured bounds (a blank
-    slide has no two classes to tell apart, and tissue that fills the picture has no background); gaps are closed,
-    small holes filled, small pieces dropped.
+    The overview is divided by the colour of its glass, so that yellowish or grey glass becomes white; what is darker
+    than ``min_value`` (an unscanned area, the slide's edge) has no saturation. Saturation is smoothed and cut by Otsu's
+    threshold, held within the configured bounds (a blank slide has no two classes to tell apart, and tissue that fills
+    the picture has no background), and what was found goes on into paler tissue that touches it. Gaps are closed, small
+    holes filled, marker ink that lies on glass dropped, and small pieces too.
 
     Source: N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9 (1979).
 
@@ -72,15 +88,24 @@ def segment_tissue(reader: SlideReader, config: TissueConfig | None = None) -> T
     slide = reader.slide
     downsample = max(1.0, config.mpp / slide.mpp)
     mask_mpp = downsample * slide.mpp
-    saturation = filters.gaussian(
-        _saturation(reader.read_overview(downsample), config.min_value), config.smooth_um / mask_mpp
-    )
+    smooth_px = config.smooth_um / mask_mpp
+    rgb = reader.read_overview(downsample).astype(np.float32) / 255
+    dark = rgb.max(-1) < config.min_value
+    glass = glass_colour(rgb, dark) if config.glass == "auto" else np.array(config.glass.split(","), np.float32) / 255
+    balanced = np.minimum(rgb / glass, 1.0)
+    balanced[dark] = 1.0
+    sharp = _saturation(balanced)
+    saturation = filters.gaussian(sharp, smooth_px)
     threshold = saturation_threshold(saturation, config)
-    mask = saturation > threshold
+    low = min(config.grow_saturation, threshold)
+    mask = filters.apply_hysteresis_threshold(saturation, low, threshold)
+    mask &= (saturation > threshold) | (sharp > low)  # smoothing spreads strong tissue over its edge
     # A closing never takes away; scikit-image's clears a corner of a mask that is true everywhere.
     mask |= morphology.isotropic_closing(mask, config.close_um / mask_mpp)
     holes = ~mask & morphology.remove_small_holes(mask, max_size=int(config.min_hole_um2 / mask_mpp**2))
     mask |= segmentation.clear_border(holes)  # glass that reaches the slide's edge is no hole, however small
+    if config.ink == "drop":
+        mask &= ~ink_on_glass(balanced, mask, smooth_px=smooth_px, mask_mpp=mask_mpp)
     mask = morphology.remove_small_objects(mask, max_size=int(config.min_piece_um2 / mask_mpp**2))
     return TissueMask(mask, downsample, threshold)
 
@@ -94,13 +119,105 @@ def saturation_threshold(saturation: np.ndarray, config: TissueConfig) -> float:
     return float(np.clip(float(filters.threshold_otsu(saturation)), config.min_saturation, config.max_saturation))
 
 
-def _saturation(rgb: np.ndarray, min_value: float) -> np.ndarray:
-    """HSV saturation ``[height, width]``, 0 to 1; zero where a pixel is too dark for it to mean anything."""
-    highest = rgb.max(-1).astype(np.float32)
-    lowest = rgb.min(-1).astype(np.float32)
-    saturation = (highest - lowest) / np.maximum(highest, 1.0)
-    saturation[highest < min_value * 255] = 0.0
-    return saturation
+def glass_colour(rgb: np.ndarray, dark: np.ndarray) -> np.ndarray:
+    """Colour of the empty slide: the brightest common one among even, bright and nearly grey places; white where there
+    are none.
+
+    Args:
+        rgb: float ``[height, width, 3]``, 0 to 1.
+        dark: bool ``[height, width]``, what was not scanned.
+
+    Returns:
+        float32 ``[3]``, 0 to 1.
+    """
+    from scipy import ndimage
+
+    highest, lowest = rgb.max(-1), rgb.min(-1)
+    luminance = rgb.mean(-1)
+    uneven = ndimage.maximum_filter(luminance, 3) - ndimage.minimum_filter(luminance, 3)
+    candidate = ~dark & (uneven < _GLASS_UNEVEN) & (highest > _GLASS_VALUE)
+    candidate &= highest - lowest < _GLASS_SATURATION * highest
+    filler = lowest == 1  # what a scanner left out is pure white
+    if (candidate & ~filler).sum() >= _GLASS_SHARE * rgb[..., 0].size:
+        candidate &= ~filler
+    elif candidate.sum() < _GLASS_SHARE * rgb[..., 0].size:
+        return np.ones(3, np.float32)
+    colours = rgb[candidate]
+    bins, counts = np.unique((colours * 31).astype(np.int64) @ [1024, 32, 1], return_counts=True)
+    common = bins[counts >= 0.1 * counts.max()]
+    brightest = np.array(max(common, key=lambda c: c // 1024 + c // 32 % 32 + c % 32))
+    centre = (np.stack([brightest // 1024, brightest // 32 % 32, brightest % 32]) + 0.5) / 31
+    near = np.abs(colours - centre).max(-1) < _GLASS_NEAR
+    return np.asarray(np.median(colours[near], 0), np.float32)
+
+
+def ink_on_glass(balanced: np.ndarray, mask: np.ndarray, *, smooth_px: float, mask_mpp: float) -> np.ndarray:
+    """Marker ink that lies on glass, told by the light it absorbs, with the faint rim around it.
+
+    Ink over tissue cannot be told from what is below it, and blood, pigment or a blue stain within tissue can look like
+    ink: what looks like it counts only where most of what is next to it is not tissue.
+
+    Source of the stains' densities: A. Ruifrok and D. Johnston, "Quantification of histochemical staining by color
+    deconvolution", Anal. Quant. Cytol. Histol. 23 (2001).
+
+    Args:
+        balanced: float ``[height, width, 3]``, 0 to 1, glass is 1.
+        mask: bool ``[height, width]``, tissue and ink.
+        smooth_px: sigma of the Gaussian that takes the noise out of colours, px.
+        mask_mpp: µm per px.
+
+    Returns:
+        bool ``[height, width]``.
+    """
+    from scipy import ndimage
+    from skimage import filters, morphology
+
+    ink = _looks_like_ink(balanced, smooth_px)
+    if not ink.any():
+        return ink
+    ink = morphology.isotropic_dilation(ink, _INK_RIM_UM / mask_mpp)
+    if ink.all():
+        return np.zeros_like(ink)
+    sigma = _INK_NEXT_UM / mask_mpp
+    beside = filters.gaussian((~ink).astype(np.float32), sigma)
+    tissue = filters.gaussian((mask & ~ink).astype(np.float32), sigma) / np.maximum(beside, 1e-6)
+    rows, cols = ndimage.distance_transform_edt(ink, return_distances=False, return_indices=True)
+    return np.asarray(ink & (tissue[rows, cols] < 0.5))
+
+
+def _looks_like_ink(balanced: np.ndarray, smooth_px: float) -> np.ndarray:
+    """Blue, green, red and black markers: by the shares of red, green and blue in the optical density, and by being
+    even, which stained cells and fibres are not.
+
+    Haematoxylin has shares .40 .43 .18, eosin .06 .84 .09, DAB .18 .34 .48; what is in a slide's tissue is a mixture.
+    """
+    from scipy import ndimage
+    from skimage import filters, measure
+
+    total = -np.log10(np.maximum(balanced, 1 / 255)).sum(-1)
+    grain = ndimage.uniform_filter(np.abs(total - ndimage.uniform_filter(total, 3)), 5)
+    even = grain < _INK_GRAIN * ndimage.uniform_filter(total, 5)
+    density = -np.log10(np.maximum(filters.gaussian(balanced, smooth_px, channel_axis=-1), 1 / 255))
+    total = density.sum(-1)
+    red, green, blue = np.moveaxis(density / np.maximum(total, 1e-6)[..., None], -1, 0)
+    blue_ink = (red > 0.45) & (green > 0.28) & (blue < 0.22)
+    green_ink = (red > 0.40) & (green < 0.28)
+    red_ink = (red < 0.12) & (blue > 0.36) & (blue < 0.47)
+    black_ink = (np.abs(red - 1 / 3) < 0.05) & (np.abs(blue - 1 / 3) < 0.05)
+    found = np.zeros(total.shape, bool)
+    for colour in (blue_ink, green_ink, red_ink, black_ink):
+        strokes = np.asarray(measure.label(colour & (total > _INK_DENSITY), connectivity=2))
+        size = np.bincount(strokes.ravel())
+        even_share = np.bincount(strokes.ravel(), weights=even.ravel()) / np.maximum(size, 1)
+        even_share[0] = 0.0  # what is no stroke
+        found |= (even_share >= _INK_EVEN_SHARE)[strokes]
+    return found
+
+
+def _saturation(rgb: np.ndarray) -> np.ndarray:
+    """HSV saturation ``[height, width]``, 0 to 1, of ``[height, width, 3]``."""
+    highest, lowest = rgb.max(-1), rgb.min(-1)
+    return np.asarray((highest - lowest) / np.maximum(highest, 1 / 255))
 
 
 def _bilinear(table: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -109,7 +226,8 @@ def _bilinear(table: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarr
     r = np.minimum(rows.astype(np.int64), table.shape[0] - 2)
     c = np.minimum(cols.astype(np.int64), table.shape[1] - 2)
     fr, fc = rows - r, cols - c
-    return (
+    values: np.ndarray = (
         table[r, c] * (1 - fr) * (1 - fc) + table[r, c + 1] * (1 - fr) * fc
         + table[r + 1, c] * fr * (1 - fc) + table[r + 1, c + 1] * fr * fc
     )  # fmt: skip
+    return values

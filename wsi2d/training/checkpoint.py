@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsi2d.data.bags import FeatureSpec
 from wsi2d.errors import RunError
+from wsi2d.evaluation.predictions import TaskKind
+from wsi2d.files import unwritable, whole_file
+from wsi2d.models.aggregator import Aggregator
 from wsi2d.models.registry import build_model
 
 _CARD_KEY = "wsi2d"
 _RESUME_KEY = "wsi2d-resume"
+_MOST_WIDE = 2**20
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class ModelCard:
     model: dict[str, Any]
     in_dim: int
     out_dim: int
-    kind: str
+    kind: TaskKind
     classes: tuple[str, ...]
     bin_edges: tuple[float, ...]
     features: FeatureSpec
@@ -65,12 +69,29 @@ class ResumePoint:
     history: list[dict[str, float]]
 
 
+class _ResumeState(BaseModel):
+    """What a resume point holds beside its tensors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: int = Field(ge=1)
+    best_epoch: int = Field(ge=1)
+    best_score: float
+    history: list[dict[str, int | float]]
+
+    @model_validator(mode="after")
+    def _one_row_an_epoch(self) -> _ResumeState:
+        if len(self.history) != self.epoch or self.best_epoch > self.epoch:
+            raise ValueError("the history has another number of epochs")
+        return self
+
+
 def save_model(model: nn.Module, card: ModelCard, path: Path) -> None:
     """Write ``model.safetensors``: weights, with the card in the header; complete or absent."""
     _save(model.state_dict(), {_CARD_KEY: json.dumps(asdict(card))}, path)
 
 
-def load_model(path: Path, device: torch.device) -> tuple[nn.Module, ModelCard]:
+def load_model(path: Path, device: torch.device) -> tuple[Aggregator, ModelCard]:
     """The model of a ``model.safetensors``, in evaluation mode, and its card.
 
     Raises:
@@ -78,11 +99,17 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, ModelCard]:
     """
     tensors, metadata = _load(path)
     card = _parse_card(metadata, path)
+    with torch.device("meta"):  # a damaged card must not cost the memory that it asks for
+        expected = build_model(card.model, in_dim=card.in_dim, out_dim=card.out_dim).state_dict()
+    fits = tensors.keys() == expected.keys() and all(
+        t.shape == expected[k].shape and t.dtype == expected[k].dtype for k, t in tensors.items()
+    )
+    if not fits:
+        raise RunError(f"{path}: its weights are not those of a {card.model['name']}; train again")
+    if not all(torch.isfinite(t).all() for t in tensors.values()):
+        raise RunError(f"{path}: damaged (its weights hold NaN or infinity); delete it and train again")
     model = build_model(card.model, in_dim=card.in_dim, out_dim=card.out_dim)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise RunError(f"{path}: its weights are not those of a {card.model['name']}; train again") from error
+    model.load_state_dict(tensors)
     return model.to(device).eval(), card
 
 
@@ -117,9 +144,12 @@ def load_resume_point(path: Path) -> ResumePoint | None:
         for part in ("model", "optimizer")
     }
     try:
-        return ResumePoint(**parts, **json.loads(metadata[_RESUME_KEY]))
-    except (KeyError, TypeError, ValueError) as error:
+        state = _ResumeState.model_validate_json(metadata[_RESUME_KEY], strict=True)
+    except (KeyError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged (no place to go on from); delete it and train again") from error
+    return ResumePoint(
+        parts["model"], parts["optimizer"], state.epoch, state.best_epoch, state.best_score, state.history
+    )  # fmt: skip
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -139,22 +169,23 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 def _parse_card(metadata: dict[str, str], path: Path) -> ModelCard:
     try:
-        values = json.loads(metadata[_CARD_KEY])
-        return ModelCard(
-            **{**values, "features": FeatureSpec(**values["features"])}
-            | {name: tuple(values[name]) for name in ("classes", "bin_edges")}
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        card = TypeAdapter(ModelCard).validate_json(metadata[_CARD_KEY], strict=True)
+    except (KeyError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: has no model card; it was not written by `wsi2d train`") from error
+    if not (0 < card.in_dim <= _MOST_WIDE and 0 < card.out_dim <= _MOST_WIDE):
+        raise RunError(f"{path}: damaged (widths of {card.in_dim} and {card.out_dim}); delete it and train again")
+    outputs = len(card.classes) if card.kind == "classification" else len(card.bin_edges) + 1
+    if outputs != card.out_dim:
+        raise RunError(f"{path}: damaged ({card.out_dim} logits for {outputs} outputs); delete it and train again")
+    return card
 
 
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise unwritable(path, error) from error
 
 
 def _load(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:

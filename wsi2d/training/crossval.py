@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,19 +22,13 @@ from wsi2d.compute import available_cores, resolve_device, torch_threads
 from wsi2d.config import RunConfig
 from wsi2d.config_files import load_run_config
 from wsi2d.data.splits import SlideFold
-from wsi2d.errors import SplitError
+from wsi2d.errors import RunError, SplitError
 from wsi2d.evaluation.evaluate import PREDICTIONS_FILE, Evaluation, evaluate
 from wsi2d.evaluation.predictions import Prediction, predictions_frame
 from wsi2d.features.store import feature_path, read_features
-from wsi2d.training.fold import RESUME_FILE, train_fold
-from wsi2d.training.run import (
-    Study,
-    fold_folder,
-    load_study,
-    prepare_run_folder,
-    resolve_sections,
-    write_atomically,
-)
+from wsi2d.files import make_folder, remove, whole_file, write_text
+from wsi2d.training.fold import RESUME_FILE, check_fold, train_fold
+from wsi2d.training.run import Study, fold_folder, load_study, prepare_run_folder, resolve_sections
 
 
 class TrainProgress:
@@ -66,13 +64,15 @@ def train(config: RunConfig | Path | str, *, progress: TrainProgress | None = No
     resolve_device(config.training.device)
     study = load_study(config)
     _refuse_leakage(config, study.folds)
+    for fold in study.folds:
+        check_fold(study.cohort, fold, study.store)
     prepare_run_folder(config, study)
     progress.run_started(study.cohort.describe(), len(study.folds), config.training.epochs)
     todo = []
     for fold in study.folds:
         folder = fold_folder(config.out, fold.index)
         if (folder / PREDICTIONS_FILE).exists():
-            (folder / RESUME_FILE).unlink(missing_ok=True)
+            remove(folder / RESUME_FILE)
             progress.fold_done(fold.index)
         else:
             todo.append(fold)
@@ -98,6 +98,12 @@ def _run_folds(config: RunConfig, study: Study, todo: Sequence[SlideFold], progr
             for job in as_completed(jobs):
                 job.result()
                 progress.fold_done(jobs[job])
+        except BrokenProcessPool as error:
+            hold.close()
+            raise RunError(
+                f"run {config.out}: a process that trains a fold was killed, most often for want of memory; lower "
+                "training.workers, and run the same command again to go on"
+            ) from error
         except BaseException:
             hold.close()
             raise
@@ -110,12 +116,21 @@ def _process_context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    # The server and its children inherit that an interrupt from the keyboard is not for them: the parent ends them.
+    resource_tracker.ensure_running()  # it would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
 def _end_when_let_go(held: Connection) -> None:
     """End this process as soon as nobody holds the other end of a pipe: the run was killed or interrupted, or another
     of its folds failed. Else this one would go on writing into the run folder; as it is, it can be gone on from."""
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         held.poll(None)
@@ -138,24 +153,27 @@ def _train_and_write(config: RunConfig, study: Study, fold: SlideFold, progress:
     predictions = train_fold(config, study.cohort, fold, study.store, folder, progress.epoch_done)
     write_attention(predictions, config.data.features, folder / "attention")
     frame = predictions_frame(predictions, config.task.kind, study.cohort.classes)
-    write_atomically(folder / PREDICTIONS_FILE, frame.to_csv(index=False))
-    (folder / RESUME_FILE).unlink(missing_ok=True)
+    write_text(folder / PREDICTIONS_FILE, frame.to_csv(index=False))
+    remove(folder / RESUME_FILE)
 
 
 def write_attention(predictions: Sequence[Prediction], features: Path, folder: Path) -> None:
     """One HDF5 a slide: ``attention`` float32 ``[N]`` and ``coords`` int32 ``[N, 2]`` level-0 (x, y)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "check the run folder's permissions and disk")
     for prediction in predictions:
         grid = read_features(feature_path(features, prediction.slide_id)).grid
-        with h5py.File(folder / f"{prediction.slide_id}.h5", "w") as file:
+        whole = io.BytesIO()  # HDF5 crashes the process where the disk is full
+        with h5py.File(whole, "w") as file:
             file["attention"] = prediction.attention
             file["coords"] = grid.coords
             file.attrs.update(slide_id=prediction.slide_id, patch_level0=grid.patch_level0)
+        with whole_file(folder / f"{prediction.slide_id}.h5") as partial:
+            partial.write_bytes(whole.getvalue())
 
 
 def _join_predictions(out: Path, folds: Sequence[SlideFold]) -> None:
     parts = [pd.read_csv(fold_folder(out, f.index) / PREDICTIONS_FILE, dtype=str, keep_default_na=False) for f in folds]
-    write_atomically(out / PREDICTIONS_FILE, pd.concat(parts, ignore_index=True).to_csv(index=False))
+    write_text(out / PREDICTIONS_FILE, pd.concat(parts, ignore_index=True).to_csv(index=False))
 
 
 def _refuse_leakage(config: RunConfig, folds: Sequence[SlideFold]) -> None:

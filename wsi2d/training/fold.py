@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ from wsi2d.errors import ConfigError, SplitError
 from wsi2d.evaluation.metrics import auc
 from wsi2d.evaluation.predictions import Prediction
 from wsi2d.evaluation.survival import survival_metrics
+from wsi2d.files import make_folder, write_text
+from wsi2d.models.aggregator import Aggregator
 from wsi2d.models.registry import build_model, model_config
 from wsi2d.training.checkpoint import (
     ModelCard,
@@ -34,7 +37,7 @@ from wsi2d.training.checkpoint import (
     save_resume_point,
 )
 from wsi2d.training.inference import predict_slides, to_prediction
-from wsi2d.training.losses import Loss, build_loss, loss_config
+from wsi2d.training.losses.registry import Loss, build_loss, loss_config
 from wsi2d.training.targets import FoldTask, fold_task
 
 MODEL_FILE = "model.safetensors"
@@ -79,12 +82,11 @@ def train_fold(
         SplitError: a side has nothing to train on or to score.
         ConfigError: training diverges.
     """
-    fold = _usable(fold, store)
-    task = fold_task(cohort, fold.train, fold.index)
+    fold, task = check_fold(cohort, fold, store)
     device = resolve_device(config.training.device)
     section = loss_config(config.training.loss, task.kind)
     setup = FoldSetup(config, fold, task, store, build_loss(section, task.targets(fold.train), task.out_dim), device)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "check the run folder's permissions and disk")
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         _train(setup, folder, on_epoch)
@@ -133,7 +135,7 @@ def _train(setup: FoldSetup, folder: Path, on_epoch: EpochCallback) -> None:
         on_epoch(fold.index, row)
 
 
-def _train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, setup: FoldSetup, epoch: int) -> float:
+def _train_epoch(model: Aggregator, optimizer: torch.optim.Optimizer, setup: FoldSetup, epoch: int) -> float:
     """One pass over the training slides in a new order; returns their mean loss."""
     training, slides = setup.config.training, setup.fold.train
     order = np.random.default_rng(_seed(setup, epoch)).permutation(len(slides))
@@ -154,7 +156,7 @@ def _train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, setup: Fold
     return total / len(slides)
 
 
-def _validate(model: nn.Module, setup: FoldSetup) -> tuple[float, float]:
+def _validate(model: Aggregator, setup: FoldSetup) -> tuple[float, float]:
     """Loss and metric (AUC or C-index) on val."""
     training, fold, task = setup.config.training, setup.fold, setup.task
     model.eval()
@@ -174,25 +176,37 @@ def _validate(model: nn.Module, setup: FoldSetup) -> tuple[float, float]:
     return loss, survival_metrics(times, targets.event.numpy(), risks)["c_index"]
 
 
+def check_fold(cohort: Cohort, fold: SlideFold, store: BagStore) -> tuple[SlideFold, FoldTask]:
+    """A fold without the slides that have no features or no tissue, and its task.
+
+    Raises:
+        SplitError: a side has nothing to train on or to score, a class or every event is missing from train.
+    """
+    fold = _usable(fold, store)
+    return fold, fold_task(cohort, fold.train, fold.index)
+
+
 def _usable(fold: SlideFold, store: BagStore) -> SlideFold:
     sides = {name: tuple(s for s in getattr(fold, name) if s.slide_id in store) for name in ("train", "val", "test")}
     for name, slides in sides.items():
         if not slides:
-            raise SplitError(f"fold {fold.index}: no slide of its {name} side has features with tissue")
+            raise SplitError(
+                f"fold {fold.index}: no slide of its {name} side has features with tissue; extract its slides, or use "
+                "other splits"
+            )
     return SlideFold(fold.index, **sides, inner_val=fold.inner_val, leaked_cases=fold.leaked_cases)
 
 
-def _fit_standardise(model: nn.Module, setup: FoldSetup) -> None:
+def _fit_standardise(model: Aggregator, setup: FoldSetup) -> None:
     """Mean and deviation of the embeddings over the training side's patches, in float64."""
-    standardise = getattr(model, "standardise", None)
-    if standardise is None:
+    if model.standardise is None:
         return
     count, total, squares = 0, torch.zeros(setup.store.spec.dim).double(), torch.zeros(setup.store.spec.dim).double()
     for slide in setup.fold.train:
         features = setup.store.load(slide.slide_id).features.double()
         count, total, squares = count + len(features), total + features.sum(0), squares + features.square().sum(0)
     mean = total / count
-    standardise.fit(mean.float(), (squares / count - mean**2).clamp_min(0).sqrt().float())
+    model.standardise.fit(mean.float(), (squares / count - mean**2).clamp_min(0).sqrt().float())
 
 
 def _parameter_groups(model: nn.Module, training: TrainingConfig) -> list[dict[str, object]]:
@@ -235,7 +249,8 @@ def _chunks(slides: Sequence[CohortSlide], size: int) -> Iterator[Sequence[Cohor
 
 
 def _write_history(history: Sequence[dict[str, float]], best_epoch: int, path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, [*history[0], "chosen"])
-        rows.writeheader()
-        rows.writerows({**row, "chosen": int(row["epoch"] == best_epoch)} for row in history)
+    table = io.StringIO()
+    rows = csv.DictWriter(table, [*history[0], "chosen"], lineterminator="\n")
+    rows.writeheader()
+    rows.writerows({**row, "chosen": int(row["epoch"] == best_epoch)} for row in history)
+    write_text(path, table.getvalue())

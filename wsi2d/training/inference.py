@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsi2d.data.bags import BagStore, GridBag, collate
 from wsi2d.data.cohort import CohortSlide
 from wsi2d.evaluation.predictions import Prediction, TaskKind
+from wsi2d.models.aggregator import Aggregator
 from wsi2d.models.output import class_probabilities, hazards, risk
 
 
 @torch.inference_mode()
-def predict_bags(model: nn.Module, bags: Sequence[GridBag], device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+def predict_bags(model: Aggregator, bags: Sequence[GridBag], device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits ``[batch, classes or bins]`` and each bag's attention ``[N]``, on the CPU in float32."""
     model.eval()
     output = model(collate(bags).to(device))
@@ -24,7 +25,7 @@ def predict_bags(model: nn.Module, bags: Sequence[GridBag], device: torch.device
 
 
 def predict_slides(
-    model: nn.Module, store: BagStore, slides: Sequence[CohortSlide], *, batch_size: int, device: torch.device
+    model: Aggregator, store: BagStore, slides: Sequence[CohortSlide], *, batch_size: int, device: torch.device
 ) -> Iterator[tuple[CohortSlide, Tensor, Tensor]]:
     """Each slide with its logits ``[classes or bins]`` and attention ``[N]``."""
     for start in range(0, len(slides), batch_size):

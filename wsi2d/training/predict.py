@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
 
 from wsi2d.compute import resolve_device
 from wsi2d.data.bags import FeatureSpec, GridBag, load_bag, read_spec
@@ -17,9 +16,11 @@ from wsi2d.data.cohort import CohortSlide
 from wsi2d.errors import FeatureStoreError, RunError
 from wsi2d.evaluation.evaluate import PREDICTIONS_FILE
 from wsi2d.evaluation.predictions import Prediction, predictions_frame
+from wsi2d.files import make_folder, write_text
+from wsi2d.models.aggregator import Aggregator
 from wsi2d.training.checkpoint import ModelCard
 from wsi2d.training.inference import ensemble, predict_bags, to_prediction
-from wsi2d.training.run import Run, open_run, write_atomically
+from wsi2d.training.run import Run, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 class RunModels:
     """Some folds' models of one run, loaded."""
 
-    models: tuple[nn.Module, ...]
+    models: tuple[Aggregator, ...]
     cards: tuple[ModelCard, ...]
     device: torch.device
 
@@ -92,8 +93,8 @@ def predict(
     card = models.cards[0]
     table = predictions_frame(predictions, card.kind, card.classes)
     if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(out), table.to_csv(index=False))
+        make_folder(Path(out).parent, "give another --out")
+        write_text(Path(out), table.to_csv(index=False))
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import platform
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from wsi2d import __version__
 from wsi2d.compute import available_cores, resolve_device
@@ -20,25 +21,29 @@ from wsi2d.config_files import load_run_config, save_run_config
 from wsi2d.data.bags import BagStore
 from wsi2d.data.cohort import Cohort, load_cohort
 from wsi2d.data.splits import SlideFold, read_splits, resolve_fold, write_splits
-from wsi2d.errors import ConfigError, RunError
+from wsi2d.errors import RunError
 from wsi2d.evaluation.evaluate import METRICS_FILE, NOTES_FILE
+from wsi2d.files import make_folder, remove, remove_partials, write_text
+from wsi2d.models.aggregator import Aggregator
 from wsi2d.models.registry import model_config
 from wsi2d.training.checkpoint import ModelCard, load_card, load_model
 from wsi2d.training.fold import MODEL_FILE
-from wsi2d.training.losses import loss_config
+from wsi2d.training.losses.registry import loss_config
 
 CONFIG_FILE = "config.yaml"
+COHORT_FILE = "cohort.csv"
 ENVIRONMENT_FILE = "environment.json"
 SPLITS_FOLDER = "splits"
 # What a run that was killed while its folder was made can have left there; the configuration comes last.
-_WRITTEN_FIRST = {SPLITS_FOLDER, ENVIRONMENT_FILE, NOTES_FILE, CONFIG_FILE}
+_WRITTEN_FIRST = {SPLITS_FOLDER, COHORT_FILE, ENVIRONMENT_FILE, NOTES_FILE, CONFIG_FILE}
 
-# What may differ when a run goes on: none of it changes what is computed (threads may change the last digits).
+# What may differ when a run goes on: none of it changes what is computed (threads may change the last digits). Data may
+# have moved: not where they are but what they hold is compared.
 _FREE_KEYS: dict[str, Any] = {
     "out": True,
     "preset": True,
     "evaluation": True,
-    "data": {"slides", "cache_gb"},
+    "data": {"cohort", "features", "splits", "slides", "cache_gb"},
     "training": {"device", "workers", "threads"},
 }
 
@@ -72,7 +77,7 @@ class Run:
     config: RunConfig
     folds: tuple[int, ...]
 
-    def model(self, fold: int, device: torch.device) -> tuple[nn.Module, ModelCard]:
+    def model(self, fold: int, device: torch.device) -> tuple[Aggregator, ModelCard]:
         """A fold's model in evaluation mode, and its card."""
         return load_model(fold_folder(self.folder, fold) / MODEL_FILE, device)
 
@@ -128,45 +133,32 @@ def prepare_run_folder(config: RunConfig, study: Study) -> None:
 
     Raises:
         RunError: the folder holds something else.
-        ConfigError: it cannot be made.
+        StorageError: it cannot be made or written.
     """
     out = config.out
     path = out / CONFIG_FILE
-    if path.exists():
+    begun = path.exists()
+    if begun:
         key = _first_difference(_decisive(resolve_sections(load_run_config(path))), _decisive(config))
         if key:
             raise RunError(f"run {out}: holds a run with another {key}; give another out, or delete that folder")
         _refuse_other_data(config, study)
     elif _names_in(out) - _WRITTEN_FIRST:
         raise RunError(f"run {out}: is not empty and no run; give another out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"run {out}: cannot be made ({error.strerror}); give another out") from error
-    if not path.exists():
+    make_folder(out, "give another out")
+    remove_partials(out)
+    if not begun:
         write_splits(read_splits(config.data.splits), out / SPLITS_FOLDER)
-        write_atomically(out / ENVIRONMENT_FILE, json.dumps(_environment(config), indent=2) + "\n")
-        write_atomically(out / NOTES_FILE, json.dumps(_notes(study), indent=2) + "\n")
-        partial = _partial(path)
-        save_run_config(config, partial)
-        os.replace(partial, path)
-    (out / METRICS_FILE).unlink(missing_ok=True)
+        write_text(out / COHORT_FILE, _cohort_table(study))
+        write_text(out / ENVIRONMENT_FILE, json.dumps(_environment(config), indent=2) + "\n")
+        write_text(out / NOTES_FILE, json.dumps(_notes(study), indent=2) + "\n")
+    save_run_config(config, path)  # also where a run goes on: its data may have moved
+    remove(out / METRICS_FILE)
 
 
 def fold_folder(out: Path, index: int) -> Path:
     """Where a fold's files lie."""
     return out / f"fold-{index}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file, complete or absent."""
-    partial = _partial(path)
-    partial.write_text(text, "utf-8")
-    os.replace(partial, path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -180,20 +172,36 @@ def _full_path(path: Path) -> Path:
 
 
 def _refuse_other_data(config: RunConfig, study: Study) -> None:
-    """A run goes on with the splits and features it began with: its finished folds are not trained again."""
-    out = config.out
+    """A run goes on with the splits, labels and features it began with: its finished folds are not trained again."""
+    out, remedy = config.out, "give another out, or delete that folder"
     if read_splits(out / SPLITS_FOLDER) != read_splits(config.data.splits):
-        raise RunError(
-            f"run {out}: began with other splits than {config.data.splits} holds now; give another out, or delete that "
-            "folder"
-        )
+        raise RunError(f"run {out}: began with other splits than {config.data.splits} holds now; {remedy}")
     for path in sorted(out.glob(f"fold-*/{MODEL_FILE}")):
         difference = load_card(path).features.difference(study.store.spec)
         if difference:
+            raise RunError(f"run {out}: began with other features, {config.data.features} has {difference}; {remedy}")
+    began, now = (out / COHORT_FILE), _cohort_table(study)
+    if began.exists():
+        changed = sorted(set(now.splitlines()) ^ set(began.read_text("utf-8").splitlines()))
+        if changed:
             raise RunError(
-                f"run {out}: began with other features, {config.data.features} has {difference}; give another out, or "
-                "delete that folder"
+                f"run {out}: began with other slides, labels or features than there are now (the first of "
+                f"{len(changed)} lines of its {COHORT_FILE} that differ: '{changed[0]}'); {remedy}"
             )
+
+
+def _cohort_table(study: Study) -> str:
+    """The slides that the folds use, what is known of them, and how many patches each has (none: no feature file)."""
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    truth = ("label",) if study.cohort.task.kind == "classification" else ("time", "event")
+    rows.writerow(("slide_id", "case_id", *truth, "patches"))
+    used = {s.slide_id for fold in study.folds for side in (fold.train, fold.val, fold.test) for s in side}
+    for slide in study.cohort.slides:
+        if slide.slide_id in used:
+            known = [getattr(slide, name) for name in truth]
+            rows.writerow((slide.slide_id, slide.case_id, *known, study.store.counts.get(slide.slide_id, "")))
+    return table.getvalue()
 
 
 def _notes(study: Study) -> list[str]:

@@ -1,0 +1,89 @@
+"""Files that are complete or absent: written under another name beside their place, and renamed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from wsi2d.errors import StorageError, one_line
+
+
+def partial_path(path: Path) -> Path:
+    """The name under which a file is written before it is complete."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; when the block ends well the file appears under its name, else nothing stays.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    partial = partial_path(path)
+    try:
+        yield partial
+        _sync(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):  # what led here is to be told; what is left is removed by the next run
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, complete or absent.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    with whole_file(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def make_folder(path: Path, remedy: str) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        StorageError: it cannot be made; the line ends with the remedy.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: the folder cannot be made ({error.strerror}); {remedy}") from error
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what a killed process has left half written in a folder and below it."""
+    for path in folder.rglob(".*.partial"):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file where there is one.
+
+    Raises:
+        StorageError: it is there and cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be removed ({error.strerror}); check the folder's permissions") from error
+
+
+def unwritable(path: Path, error: BaseException) -> StorageError:
+    """The error for a file that the disk does not take."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"errno = (\d+)", str(error))):  # HDF5 has it among much else
+        number = int(found[1])
+    reason = os.strerror(number) if number else one_line(str(error)) or type(error).__name__
+    return StorageError(f"{path}: cannot be written ({reason}); check the folder and the space on its disk")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""Logits and targets become a number to lower."""
