@@ -16,7 +16,6 @@ from torch import nn
 from wsi2d.data.bags import FeatureSpec, GridBag, collate
 from wsi2d.errors import RunError, StorageError
 from wsi2d.models.registry import build_model, model_config
-from wsi2d.training import checkpoint
 from wsi2d.training.checkpoint import (
     ModelCard,
     ResumePoint,
@@ -199,11 +198,12 @@ def test_a_failed_save_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest
     save_model(model_of(CARD), CARD, path)
     before = path.read_bytes()
 
-    def full_disk(tensors: object, partial: Path, metadata: object) -> None:
-        partial.write_bytes(b"half")
+    def full_disk(partial: Path, whole: bytes) -> int:
+        with partial.open("wb") as file:
+            file.write(whole[: len(whole) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(StorageError, match=r"m\.safetensors: cannot be written \(No space"):
         save_model(model_of(CARD, seed=1), CARD, path)
     assert path.read_bytes() == before

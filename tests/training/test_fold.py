@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from wsi2d.config import RunConfig
-from wsi2d.data.bags import BagStore, GridBag
+from wsi2d.data.bags import BagBatch, BagStore, GridBag
 from wsi2d.errors import RunError, SplitError, Wsi2dError
 from wsi2d.evaluation.predictions import Prediction
 from wsi2d.models.aggregator import Aggregator
 from wsi2d.models.blocks import Standardise
+from wsi2d.models.output import ModelOutput
 from wsi2d.training import fold as fold_module
 from wsi2d.training.fold import HISTORY_FILE, MODEL_FILE, RESUME_FILE, train_fold
 from wsi2d.training.run import Study, load_study, resolve_sections
@@ -347,6 +348,9 @@ def test_standardise_under_another_name_is_not_passed_over(
         def __init__(self, dim: int) -> None:
             super().__init__()
             self.standardize = Standardise(dim)
+
+        def forward(self, batch: BagBatch) -> ModelOutput:
+            raise AssertionError("it must not come to this")
 
     monkeypatch.setattr(fold_module, "build_model", lambda section, in_dim, out_dim: Misspelt(in_dim))
     with pytest.raises(AttributeError, match="'Misspelt' object has no attribute 'standardise'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
@@ -12,7 +13,7 @@ from wsi2d.models.blocks import Standardise
 from wsi2d.models.output import ModelOutput
 
 
-class Aggregator(nn.Module):
+class Aggregator(nn.Module, ABC):
     """Base of every aggregator: called as ``Model(config, in_dim, out_dim)`` it is built, called with bags it answers.
 
     Attributes:
@@ -26,9 +27,9 @@ class Aggregator(nn.Module):
     config: Strict
     standardise: Standardise | None
 
+    @abstractmethod
     def forward(self, batch: BagBatch) -> ModelOutput:
         """Logits ``[batch, out_dim]`` and attention ``[M]`` of each patch."""
-        raise NotImplementedError
 
     if TYPE_CHECKING:  # torch's own takes and returns anything
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from wsi2d.data.bags import FeatureSpec
 from wsi2d.errors import RunError
 from wsi2d.evaluation.predictions import TaskKind
-from wsi2d.files import unwritable, whole_file
+from wsi2d.files import whole_file
 from wsi2d.models.aggregator import Aggregator
 from wsi2d.models.registry import build_model
 
@@ -181,11 +181,9 @@ def _parse_card(metadata: dict[str, str], path: Path) -> ModelCard:
 
 
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    whole = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
     with whole_file(path) as partial:
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise unwritable(path, error) from error
+        partial.write_bytes(whole)
 
 
 def _load(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
