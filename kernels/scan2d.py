@@ -1,6 +1,7 @@
-"""The 2D selective scan of 2DMamba, in plain PyTorch.
+"""The two 2D scans as PyTorch operators, on the fastest backend there is.
 
-Over cells (i, j) of a grid, for each channel e and state n, with Δ = softplus(delta + delta_bias) where asked::
+**2D selective scan** (2DMamba). Over cells (i, j) of a grid, for each channel e and state n, with
+Δ = softplus(delta + delta_bias) where asked::
 
     a = exp(Δ · A[e,n])        x = Δ · B[i,j,n] · u[i,j,e]
     g[i,j] = a[i,j] · g[i,j−1] + x[i,j]        along each row, left to right
@@ -9,42 +10,97 @@ Over cells (i, j) of a grid, for each channel e and state n, with Δ = softplus(
 
 On a grid of one row it is Mamba's 1D selective scan.
 
+**2D wavefront scan** (Mamba2D), with parameters T for what comes from above and L for what comes from the left::
+
+    aT = exp(ΔT · AT)        aL = exp(ΔL · AL)
+    inside         h[i,j] = ½ (aT · h[i−1,j] + ΔT · BT · x + aL · h[i,j−1] + ΔL · BL · x)
+    first row      h[i,j] = aL · h[i,j−1] + ΔL · BL · x        with no state to the left of (0, 0)
+    first column   h[i,j] = aT · h[i−1,j] + ΔT · BT · x        for i > 0
+    y[i,j,e] = Σ_n C[i,j,n] · h[i,j,e,n] + D[e] · x[i,j,e]
+
+No backend holds the states of all cells: forward and backward keep the inputs, and the backward computes the states
+again, some channels at a time.
+
 Source: J. Zhang et al., "2DMamba: Efficient State Space Model for Image Representation with Applications on
-Giga-Pixel Whole Slide Image Classification", CVPR 2025 (the two passes of its 2D selective scan); A. Gu and T. Dao,
+Giga-Pixel Whole Slide Image Classification", CVPR 2025 (the two passes of its 2D selective scan); E. Baty et al.,
+"Mamba2D: A Natively Multi-Dimensional State-Space Model for Vision Tasks", 2024 (the wavefront); A. Gu and T. Dao,
 "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023.
 
-This module needs torch alone.
+This module needs torch alone; the backend ``native`` needs numba.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from wsi2d.kernels import loops
+
+BACKEND_VARIABLE = "WSI2D_SCAN_BACKEND"
 _HALF = (torch.float16, torch.bfloat16)
-_STATES_AT_ONCE = 2**23  # cells × channels × states that may be held at once: 32 MiB of float32 a buffer
+_FLOATING = (*_HALF, torch.float32, torch.float64)
+
+# The arguments in their order, and what each is: c `[batch, height, width, dim]`, s `[batch, height, width, state]`,
+# p `[dim, state]` for the first ones and `[dim]` for the last.
+_SELECTIVE = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias"), "ccpsspcp"
+_WAVEFRONT = ("x", "delta_t", "delta_l", "A_t", "A_l", "B_t", "B_l", "C", "D"), "cccppsssp"
+_VECTORS = ("D", "delta_bias")
 
 
-class _Arguments(NamedTuple):
-    """The tensors of a scan, as :func:`selective_scan_2d` describes them."""
-
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    delta_bias: Tensor | None
+# --- backends ------------------------------------------------------------------------------------------------------
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names that ``backend`` may take here."""
-    return ("torch",)
+    """Names that ``backend`` may take here: ``torch``, and ``native`` where numba is installed."""
+    return ("torch", "native") if _has_numba() else ("torch",)
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, name: str | None = None) -> tuple[str, str]:
+    """The backend that a call gets, and why.
+
+    Args:
+        device, dtype: of the tensors.
+        name: what the caller asks for; None for the variable ``WSI2D_SCAN_BACKEND``, else the best one.
+
+    Raises:
+        ValueError: the backend is not there, or does not take these tensors.
+    """
+    if name is not None:
+        return _usable(name, "backend", device, dtype), "asked for"
+    if (named := os.environ.get(BACKEND_VARIABLE)) and dtype != torch.float64:
+        return _usable(named, BACKEND_VARIABLE, device, dtype), f"{BACKEND_VARIABLE} is set"
+    if dtype == torch.float64:
+        return "torch", "the one for float64"
+    if device.type != "cpu":
+        return "torch", f"the one for {device.type}"
+    if _has_numba():
+        return "native", "the fastest on a CPU"
+    return "torch", "numba is not installed, `native` needs it"
+
+
+@cache
+def _has_numba() -> bool:
+    return find_spec("numba") is not None
+
+
+def _usable(name: str, asked_by: str, device: torch.device, dtype: torch.dtype) -> str:
+    if name not in available_backends():
+        raise ValueError(f"{asked_by} is '{name}', it should be one of {', '.join(available_backends())}")
+    if name == "native" and device.type != "cpu":
+        raise ValueError(f"{asked_by} is 'native', it should be 'torch' for tensors on {device}")
+    if name == "native" and dtype == torch.float64:
+        raise ValueError(f"{asked_by} is 'native', it should be 'torch' for float64")
+    return name
+
+
+# --- selective scan ------------------------------------------------------------------------------------------------
 
 
 def selective_scan_2d(
@@ -72,103 +128,339 @@ def selective_scan_2d(
         z: gate, as ``u``.
         delta_bias: added to ``delta`` before the softplus, ``[dim]``.
         delta_softplus: whether ``delta`` goes through a softplus.
-        backend: ``torch``, or None for the best there is.
+        backend: one of :func:`available_backends`; None for what ``WSI2D_SCAN_BACKEND`` names, else the best there
+            is for the tensors.
 
     Returns:
-        ``[batch, height, width, dim]`` in the dtype of ``u``. Every tensor argument gets a gradient.
+        ``[batch, height, width, dim]`` in the dtype of ``u``. Every tensor argument gets a gradient. Under autocast
+        the arguments that are not parameters are brought to the widest of their dtypes.
 
     Raises:
         ValueError: an argument's shape, dtype or device does not fit, or the backend is not there.
+        MemoryError: the result would not fit in memory.
     """
-    if backend is not None and backend not in available_backends():
-        raise ValueError(f"backend is '{backend}', it should be one of {', '.join(available_backends())}")
-    arguments = _Arguments(u, delta, A, B, C, D, z, delta_bias)
-    _check(arguments)
-    dtype = torch.float32 if u.dtype in _HALF else u.dtype
-    required = (t.to(dtype) for t in (u, delta, A, B, C))
-    optional = (None if t is None else t.to(dtype) for t in (D, z, delta_bias))
-    wide = _Arguments(*required, *optional)
-    return _scan_in_channel_blocks(wide, delta_softplus).to(u.dtype)
+    tensors = _alike_under_autocast((u, delta, A, B, C, D, z, delta_bias), _SELECTIVE[1])
+    _check(_SELECTIVE, tensors)
+    out: Tensor = _selective(*tensors, delta_softplus, backend or "")
+    return out
 
 
-def _scan_in_channel_blocks(arguments: _Arguments, delta_softplus: bool) -> Tensor:
-    """Channels are independent: where all states at once would not fit, take some at a time and keep none of them.
+@torch.library.custom_op("wsi2d::selective_scan_2d", mutates_args=())
+def _selective(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    backend: str,
+) -> Tensor:
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    name, _ = choose_backend(u.device, u.dtype, backend or None)
+    _refuse_beyond_memory(tensors, 1)
+    if name == "native":
+        from wsi2d.kernels.native import host
 
-    The backward then scans a block again instead of remembering its states, which costs one forward.
+        return host.selective_forward(*tensors, delta_softplus).to(u.dtype)
+    return loops.forward(loops.selective, _SELECTIVE[1], tensors, delta_softplus).to(u.dtype)
+
+
+@_selective.register_fake
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    backend: str,
+) -> Tensor:
+    return torch.empty(u.shape, dtype=u.dtype, device=u.device)
+
+
+@torch.library.custom_op("wsi2d::selective_scan_2d_backward", mutates_args=())
+def _selective_backward(
+    grad_out: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    backend: str,
+) -> list[Tensor]:
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    name, _ = choose_backend(u.device, u.dtype, backend or None)
+    _refuse_beyond_memory(tensors, 3)
+    if name == "native":
+        from wsi2d.kernels.native import host
+
+        return _given(tensors, host.selective_backward(grad_out, *tensors, delta_softplus))
+    return _given(tensors, loops.backward(loops.selective_backward, _SELECTIVE[1], grad_out, tensors, delta_softplus))
+
+
+@_selective_backward.register_fake
+def _(
+    grad_out: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    backend: str,
+) -> list[Tensor]:
+    return _like((u, delta, A, B, C, D, z, delta_bias))
+
+
+# --- wavefront scan ------------------------------------------------------------------------------------------------
+
+
+def wavefront_scan_2d(
+    x: Tensor,
+    delta_t: Tensor,
+    delta_l: Tensor,
+    A_t: Tensor,
+    A_l: Tensor,
+    B_t: Tensor,
+    B_l: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """2D wavefront scan: each state from the one above and the one to its left (equations at the top of this module).
+
+    Args:
+        x: input ``[batch, height, width, dim]``, float16, bfloat16, float32 or float64. Half precisions are computed
+            in float32 inside.
+        delta_t, delta_l: step sizes from above and from the left, as ``x``; taken as they are.
+        A_t, A_l: state matrices ``[dim, state]``, usually negative.
+        B_t, B_l, C: input and output projections ``[batch, height, width, state]``.
+        D: skip ``[dim]``.
+        backend: as for :func:`selective_scan_2d`.
+
+    Returns:
+        ``[batch, height, width, dim]`` in the dtype of ``x``. Every tensor argument gets a gradient, of zeros where
+        it plays no part, as those from above do in the first row. Under autocast the arguments that are not
+        parameters are brought to the widest of their dtypes.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit, or the backend is not there.
+        MemoryError: the result would not fit in memory.
     """
-    u, delta, A, B, C, D, z, delta_bias = arguments
-    dim, cells = A.shape[0], u.shape[0] * u.shape[1] * u.shape[2]
-    block = max(1, _STATES_AT_ONCE // max(1, cells * A.shape[1]))
-    if block >= dim:
-        return _scan_torch(arguments, delta_softplus)
-    parts = []
-    for channels in torch.arange(dim).split(block):
-        cut = slice(int(channels[0]), int(channels[-1]) + 1)
-        optional = (None if t is None else t[..., cut] for t in (D, z, delta_bias))
-        part = _Arguments(u[..., cut], delta[..., cut], A[cut], B, C, *optional)
-        parts.append(checkpoint(_scan_torch, part, delta_softplus, use_reentrant=False, preserve_rng_state=False))
-    return torch.cat(parts, -1)
+    tensors = _alike_under_autocast((x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D), _WAVEFRONT[1])
+    _check(_WAVEFRONT, tensors)
+    out: Tensor = _wavefront(*tensors, backend or "")
+    return out
 
 
-def _scan_torch(arguments: _Arguments, delta_softplus: bool) -> Tensor:
-    """The two recurrences as loops over columns, then rows, vectorised over the rest."""
-    u, delta, A, B, C, D, z, delta_bias = arguments
-    if u.numel() == 0:
-        return torch.zeros_like(u) + _anchor(*arguments)
-    if delta_bias is not None:
-        delta = delta + delta_bias
-    if delta_softplus:
-        delta = functional.softplus(delta)
-    a = torch.exp(delta.unsqueeze(-1) * A)
-    x = (delta * u).unsqueeze(-1) * B.unsqueeze(-2)
-    g = torch.stack(_recurrence(a.unbind(2), x.unbind(2)), 2)
-    h = _recurrence(a.unbind(1), g.unbind(1))
-    y = torch.stack([(row @ c.unsqueeze(-1)).squeeze(-1) for row, c in zip(h, C.unbind(1), strict=True)], 1)
-    if u.shape[1] == u.shape[2] == 1:
-        y = y + _anchor(A)
-    if D is not None:
-        y = y + D * u
-    return y if z is None else y * functional.silu(z)
+@torch.library.custom_op("wsi2d::wavefront_scan_2d", mutates_args=())
+def _wavefront(
+    x: Tensor,
+    delta_t: Tensor,
+    delta_l: Tensor,
+    A_t: Tensor,
+    A_l: Tensor,
+    B_t: Tensor,
+    B_l: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    backend: str,
+) -> Tensor:
+    tensors = (x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D)
+    name, _ = choose_backend(x.device, x.dtype, backend or None)
+    _refuse_beyond_memory(tensors, 1)
+    if name == "native":
+        from wsi2d.kernels.native import host
+
+        return host.wavefront_forward(*tensors).to(x.dtype)
+    return loops.forward(loops.wavefront, _WAVEFRONT[1], tensors).to(x.dtype)
 
 
-def _anchor(*tensors: Tensor | None) -> Tensor:
-    """Zero, through which arguments that the result does not depend on get a gradient of zeros instead of none."""
-    return torch.stack([t[:0].sum() for t in tensors if t is not None]).sum()
+@_wavefront.register_fake
+def _(
+    x: Tensor,
+    delta_t: Tensor,
+    delta_l: Tensor,
+    A_t: Tensor,
+    A_l: Tensor,
+    B_t: Tensor,
+    B_l: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _recurrence(a: tuple[Tensor, ...], x: tuple[Tensor, ...]) -> list[Tensor]:
-    """h[t] = a[t] · h[t−1] + x[t], with nothing before the first."""
-    states = [x[0]]
-    for a_t, x_t in zip(a[1:], x[1:], strict=True):
-        states.append(torch.addcmul(x_t, a_t, states[-1]))
-    return states
+@torch.library.custom_op("wsi2d::wavefront_scan_2d_backward", mutates_args=())
+def _wavefront_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    delta_t: Tensor,
+    delta_l: Tensor,
+    A_t: Tensor,
+    A_l: Tensor,
+    B_t: Tensor,
+    B_l: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    backend: str,
+) -> list[Tensor]:
+    tensors = (x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D)
+    name, _ = choose_backend(x.device, x.dtype, backend or None)
+    _refuse_beyond_memory(tensors, 3)
+    if name == "native":
+        from wsi2d.kernels.native import host
+
+        return _given(tensors, host.wavefront_backward(grad_out, *tensors))
+    return _given(tensors, loops.backward(loops.wavefront_backward, _WAVEFRONT[1], grad_out, tensors))
 
 
-def _check(arguments: _Arguments) -> None:
-    u, delta, A, B, C, D, z, delta_bias = arguments
+@_wavefront_backward.register_fake
+def _(
+    grad_out: Tensor,
+    x: Tensor,
+    delta_t: Tensor,
+    delta_l: Tensor,
+    A_t: Tensor,
+    A_l: Tensor,
+    B_t: Tensor,
+    B_l: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    backend: str,
+) -> list[Tensor]:
+    return _like((x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D))
+
+
+# --- autograd ------------------------------------------------------------------------------------------------------
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Save the inputs of a scan, and nothing else, for its backward."""
+    ctx.save_for_backward(*(t for t in inputs if isinstance(t, Tensor)))
+    ctx.missing = [t is None for t in inputs]
+    ctx.options = [t for t in inputs if isinstance(t, bool | str)]
+
+
+def _differentiate(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The autograd formula of a scan, from the operator that computes the gradients of all its tensors."""
+
+    def formula(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        count = len(ctx.missing) - len(ctx.options)
+        tensors = [None if gone else next(saved) for gone in ctx.missing[:count]]
+        gradients = iter(backward(grad_out, *tensors, *ctx.options))
+        return *(None if t is None else next(gradients) for t in tensors), *(None for _ in ctx.options)
+
+    return formula
+
+
+_selective.register_autograd(_differentiate(_selective_backward), setup_context=_keep)
+_wavefront.register_autograd(_differentiate(_wavefront_backward), setup_context=_keep)
+
+
+def _given(tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """Gradients of the tensors that are there, in their dtypes."""
+    pairs = zip(tensors, gradients, strict=True)
+    return [g.to(t.dtype) for t, g in pairs if t is not None and g is not None]
+
+
+def _like(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors if t is not None]
+
+
+# --- what is asked of arguments ------------------------------------------------------------------------------------
+
+
+def _alike_under_autocast(tensors: tuple[Tensor | None, ...], kinds: str) -> tuple[Tensor | None, ...]:
+    """Under autocast some activations come in half precision, others in float32: the widest dtype for all of them."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    cells = [kind != "p" and t is not None and t.is_floating_point() for kind, t in zip(kinds, tensors, strict=True)]
+    dtype = first.dtype
+    for tensor, cell in zip(tensors, cells, strict=True):
+        if cell and tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(
+        t.to(dtype) if cell and t is not None else t if t is None or _compatible(t.dtype, dtype) else t.to(dtype)
+        for t, cell in zip(tensors, cells, strict=True)
+    )
+
+
+def _check(description: tuple[tuple[str, ...], str], tensors: Sequence[Tensor | None]) -> None:
+    names, kinds = description
+    (first, u), A_name = (names[0], tensors[0]), names[kinds.index("p")]
+    A = tensors[kinds.index("p")]
+    assert u is not None
+    assert A is not None
     if u.ndim != 4:
-        raise ValueError(f"u is {list(u.shape)}, it should be [batch, height, width, dim]")
-    if u.dtype not in (*_HALF, torch.float32, torch.float64):
-        raise ValueError(f"u is {u.dtype}, it should be float16, bfloat16, float32 or float64")
+        raise ValueError(f"{first} is {list(u.shape)}, it should be [batch, height, width, dim]")
+    if u.dtype not in _FLOATING:
+        raise ValueError(f"{first} is {u.dtype}, it should be float16, bfloat16, float32 or float64")
     if A.ndim != 2 or A.shape[0] != u.shape[3]:
-        raise ValueError(f"A is {list(A.shape)}, it should be [dim, state] = [{u.shape[3]}, state]")
-    dim, cells = list(u.shape[3:]), [*u.shape[:3], A.shape[1]]
-    expected = {
-        "delta": (delta, list(u.shape)), "B": (B, cells), "C": (C, cells), "D": (D, dim),
-        "z": (z, list(u.shape)), "delta_bias": (delta_bias, dim),
-    }  # fmt: skip
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and list(tensor.shape) != shape:
-            raise ValueError(f"{name} is {list(tensor.shape)}, it should be {shape}")
-    for name, tensor in (("A", A), *((n, t) for n, (t, _) in expected.items())):
+        raise ValueError(f"{A_name} is {list(A.shape)}, it should be [dim, state] = [{u.shape[3]}, state]")
+    dim, state = u.shape[3], A.shape[1]
+    shapes = {"c": [*u.shape], "s": [*u.shape[:3], state], "p": [dim, state]}
+    for name, kind, tensor in zip(names, kinds, tensors, strict=True):
         if tensor is None:
             continue
+        shape = [dim] if name in _VECTORS else shapes[kind]
+        if list(tensor.shape) != shape:
+            raise ValueError(f"{name} is {list(tensor.shape)}, it should be {shape}")
         if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device}, it should be on {u.device} as u is")
+            raise ValueError(f"{name} is on {tensor.device}, it should be on {u.device} as {first} is")
         if not _compatible(tensor.dtype, u.dtype):
-            raise ValueError(f"{name} is {tensor.dtype}, it should be {u.dtype} as u is")
+            raise ValueError(f"{name} is {tensor.dtype}, it should be {u.dtype} as {first} is")
 
 
 def _compatible(dtype: torch.dtype, u: torch.dtype) -> bool:
     """Parameters may stay in float32 beside half-precision activations, as under autocast."""
     return dtype == u or (u in _HALF and dtype == torch.float32)
+
+
+def _refuse_beyond_memory(tensors: Sequence[Tensor | None], grids: int) -> None:
+    """Refuse a scan whose results, ``grids`` tensors like the input, would not fit in memory."""
+    u = tensors[0]
+    assert u is not None
+    wanted = grids * u.numel() * max(u.element_size(), 4)
+    if wanted < 2**28:
+        return
+    if u.device.type == "cuda":
+        free = torch.cuda.mem_get_info(u.device)[0] + torch.cuda.memory_reserved(u.device)
+    else:
+        free = _free_memory()
+    if wanted > free:
+        raise MemoryError(f"a grid of {list(u.shape)} needs {wanted} bytes for its result, {free} are free")
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take on the CPU, as far as the system tells it."""
+    limits = [2**62]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except OSError:
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        limits.append(limit - used)
+    except (OSError, ValueError):
+        pass  # no cgroup, or one without a limit
+    return max(min(limits), 0)

@@ -1,0 +1,114 @@
+"""What the CPU kernels share: how a tensor lies in memory, how a grid is cut, the functions of a step and a gate.
+
+This module needs numba.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from wsi2d.kernels.native.jit import inlined
+from wsi2d.kernels.native.simd import (
+    LANES,
+    STATES,
+    absolute,
+    exp,
+    fma,
+    full,
+    load,
+    load_some,
+    positive,
+    store,
+    store_some,
+    where_negative,
+)
+
+BLOCK = LANES * STATES
+STRIP = 32  # columns of a strip: its row buffer lies in the first cache
+LONG_STRIP = 256  # the same for a grid of one row, which has no row above it to buffer
+TILE = 256  # cells of a tile: what is recomputed of it lies in the second cache
+LN_2 = 0.6931471805599453
+
+
+class Grid(NamedTuple):
+    """A tensor ``[image, row, column, channel or state]``: its address (0 where there is none) and strides."""
+
+    address: int
+    image: int
+    row: int
+    column: int
+
+
+@inlined
+def grid_at(plan, place):
+    """The tensor whose address and strides begin at a place of a plan."""
+    return Grid(plan[place], plan[place + 1], plan[place + 2], plan[place + 3])
+
+
+@inlined
+def index(grid, image, row, column):
+    """Where the channels or states of a cell begin."""
+    return image * grid.image + row * grid.row + column * grid.column
+
+
+@inlined
+def load_channels(grid, index, count):
+    """A vector of channels; the last ones of all may be fewer than its lanes."""
+    if count >= LANES:
+        return load(grid.address, index)
+    return load_some(grid.address, index, count)
+
+
+@inlined
+def store_channels(grid, index, value, count):
+    """Write such a vector."""
+    if count >= LANES:
+        store(grid.address, index, value)
+    else:
+        store_some(grid.address, index, value, count)
+
+
+@inlined
+def softplus(x):
+    """log(1 + e^x) = max(x, 0) + 2 artanh(t / (2 + t)) with t = e^-|x|, and its derivative 1 / (1 + e^-x)."""
+    t = exp(full(0.0) - absolute(x))
+    s = t / (full(2.0) + t)
+    s2 = s * s
+    series = full(1 / 13)
+    series = fma(series, s2, full(1 / 11))
+    series = fma(series, s2, full(1 / 9))
+    series = fma(series, s2, full(1 / 7))
+    series = fma(series, s2, full(1 / 5))
+    series = fma(series, s2, full(1 / 3))
+    series = fma(series, s2, full(1.0))
+    return fma(series, s + s, positive(x)), where_negative(x, t, full(1.0)) / (full(1.0) + t)
+
+
+@inlined
+def sigmoid(x):
+    """1 / (1 + e^-x)."""
+    t = exp(full(0.0) - absolute(x))
+    return where_negative(x, t, full(1.0)) / (full(1.0) + t)
+
+
+@inlined
+def smaller(a, b):
+    """The smaller of two whole numbers."""
+    return a if a < b else b
+
+
+class Tiles(NamedTuple):
+    """How a grid is cut: cells of a tile, and tiles down and across."""
+
+    height: int
+    width: int
+    down: int
+    across: int
+
+
+@inlined
+def cut(height, width):
+    """Square tiles, but for a grid of few rows."""
+    down = smaller(height, 16)
+    across = TILE // down
+    return Tiles(down, across, (height + down - 1) // down, (width + across - 1) // across)

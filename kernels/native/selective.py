@@ -1,0 +1,449 @@
+"""The 2D selective scan on the CPU: forward and backward for some images and channels, in numba.
+
+The equations stand in :mod:`wsi2d.kernels.scan2d`. A *unit* of work is one image and :data:`LANES` neighbouring
+channels. The forward walks strips of columns from left to right and each strip from top to bottom: g stays in
+registers along a row, h in a row buffer of the strip. The backward first runs the recurrences alone and keeps what
+they carry across the borders of tiles, then takes the tiles from the last to the first: it recomputes a, g and h of a
+tile into scratch that fits the second cache, and runs the equations in reverse.
+
+This module needs numba. What it is given lies in one ``int64`` array, by the names at its top.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from numba import types
+
+from wsi2d.kernels.native.cells import (
+    BLOCK,
+    LN_2,
+    LONG_STRIP,
+    STRIP,
+    cut,
+    grid_at,
+    index,
+    load_channels,
+    sigmoid,
+    smaller,
+    softplus,
+    store_channels,
+)
+from wsi2d.kernels.native.jit import inlined, kernel
+from wsi2d.kernels.native.simd import (
+    LANES,
+    STATES,
+    add_lane_sums_of_two,
+    dot_states,
+    exp2,
+    fma,
+    full,
+    load,
+    load_block,
+    prefetch,
+    spread_states,
+    store,
+    zeros,
+)
+
+
+class Shape(NamedTuple):
+    """Sizes; ``states`` counts blocks."""
+
+    height: int
+    width: int
+    dim: int
+    states: int
+    softplus: int
+
+
+class Parameters(NamedTuple):
+    """Addresses of what belongs to channels: log2(e)·A ``[dim / lanes, states, STATES, lanes]``, D and the bias of
+    the steps ``[dim / lanes, lanes]``, all of them padded with zeros."""
+
+    A: int
+    D: int
+    bias: int
+
+
+HEADER = len(Shape._fields) + len(Parameters._fields)
+FORWARD = ("u", "delta", "B", "C", "z", "out")
+BACKWARD = ("u", "delta", "B", "C", "z", "grad_out", "grad_u", "grad_delta", "grad_z")
+
+
+@inlined
+def _grid(plan, number):
+    return grid_at(plan, HEADER + 4 * number)
+
+
+@inlined
+def _shape(plan):
+    return Shape(plan[0], plan[1], plan[2], plan[3], plan[4])
+
+
+@inlined
+def _parameters(plan):
+    return Parameters(plan[5], plan[6], plan[7])
+
+
+# --- forward -------------------------------------------------------------------------------------------------------
+
+
+@kernel(types.int64(types.int64[::1]))
+def forward_scratch(plan):
+    """Floats that :func:`forward` needs beside its arguments."""
+    shape = _shape(plan)
+    above = STRIP * shape.states * BLOCK if shape.height > 1 else 0
+    return 3 * LONG_STRIP * LANES + above + shape.height * shape.states * BLOCK
+
+
+@kernel(types.void(types.int64[::1], types.int64, types.int64, types.int64))
+def forward(plan, first, last, scratch):
+    """Units ``first`` to ``last``; ``scratch`` is an address."""
+    shape, parameters = _shape(plan), _parameters(plan)
+    u, delta, B, C = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2), _grid(plan, 3)
+    z, out = _grid(plan, 4), _grid(plan, 5)
+    channel_blocks = (shape.dim + LANES - 1) // LANES
+    strip = STRIP if shape.height > 1 else LONG_STRIP
+    step = scratch
+    drive = step + 4 * LONG_STRIP * LANES
+    y = drive + 4 * LONG_STRIP * LANES
+    edge = y + 4 * LONG_STRIP * LANES  # g at the strip's right edge, [row, states]
+    above = edge + 4 * shape.height * shape.states * BLOCK  # h of the row above, [states, column of the strip]
+
+    for unit in range(first, last):
+        image, channels = unit // channel_blocks, unit % channel_blocks
+        channel = channels * LANES
+        count = shape.dim - channel
+        skip, bias = load(parameters.D, channel), load(parameters.bias, channel)
+        rates = parameters.A + 4 * channels * shape.states * BLOCK
+        for left in range(0, shape.width, strip):
+            width = smaller(strip, shape.width - left)
+            for i in range(shape.height):
+                for j in range(width):
+                    at_u = index(u, image, i, left + j) + channel
+                    at_delta = index(delta, image, i, left + j) + channel
+                    u_ij = load_channels(u, at_u, count)
+                    step_ij = load_channels(delta, at_delta, count) + bias
+                    if shape.softplus:
+                        step_ij = softplus(step_ij)[0]
+                    store(step, j * LANES, step_ij)
+                    store(drive, j * LANES, step_ij * u_ij)
+                    store(y, j * LANES, skip * u_ij)
+                    prefetch(u.address, at_u + u.row)
+                    prefetch(delta.address, at_delta + delta.row)
+                    prefetch(out.address, index(out, image, i, left + j) + channel)
+                for n in range(shape.states):
+                    A = load_block(rates, n * BLOCK)
+                    at_edge = (i * shape.states + n) * BLOCK
+                    g = load_block(edge, at_edge) if left > 0 else zeros()
+                    at_B, at_C = index(B, image, i, left) + n * STATES, index(C, image, i, left) + n * STATES
+                    for j in range(width):
+                        a = exp2(load(step, j * LANES) * A)
+                        g = fma(a, g, load(drive, j * LANES) * spread_states(B.address, at_B + j * B.column))
+                        h, at_above = g, (n * strip + j) * BLOCK
+                        if i > 0:
+                            h = fma(a, load_block(above, at_above), g)
+                        if i + 1 < shape.height:
+                            store(above, at_above, h)
+                        C_ij = spread_states(C.address, at_C + j * C.column)
+                        store(y, j * LANES, dot_states(C_ij, h, load(y, j * LANES)))
+                    store(edge, at_edge, g)
+                for j in range(width):
+                    y_ij = load(y, j * LANES)
+                    if z.address:
+                        z_ij = load_channels(z, index(z, image, i, left + j) + channel, count)
+                        y_ij = y_ij * (z_ij * sigmoid(z_ij))
+                    store_channels(out, index(out, image, i, left + j) + channel, y_ij, count)
+
+
+# --- backward ------------------------------------------------------------------------------------------------------
+
+
+class Carries(NamedTuple):
+    """Addresses of what crosses the borders of tiles.
+
+    ``row``: g left of each tile but the first of a row, ``[across - 1, height, states]``; ``column``: h above each
+    tile but the first of a column, ``[down - 1, width, states]``; ``up``: a·P of the row below, ``[width, states]``;
+    ``back``: a·Q of the column to the right, ``[tile's height, states]``.
+    """
+
+    row: int
+    column: int
+    up: int
+    back: int
+
+
+class Tile(NamedTuple):
+    """Addresses of what is known of a tile.
+
+    Of its cells, a vector each: the step, its derivative by what the softplus took, the step times u, u, and the
+    gradient of y; y itself; and two sums over states that the backward makes, Σ Q·B and Σ ∂L/∂(Δ·A)·A. Of the
+    states of a block: a, g with a column to its left, h with a row above it.
+    """
+
+    step: int
+    slope: int
+    drive: int
+    u: int
+    q: int
+    y: int
+    from_drive: int
+    from_decay: int
+    a: int
+    g: int
+    h: int
+
+
+@inlined
+def _carries(shape, tiles, start):
+    row = start
+    column = row + 4 * (tiles.across - 1) * shape.height * shape.states * BLOCK
+    up = column + 4 * (tiles.down - 1) * shape.width * shape.states * BLOCK
+    back = up + (4 * shape.width * shape.states * BLOCK if shape.height > 1 else 0)
+    return Carries(row, column, up, back), back + 4 * tiles.height * shape.states * BLOCK
+
+
+@inlined
+def _tile(tiles, start):
+    cells = 4 * tiles.height * tiles.width * LANES
+    a = start + 8 * cells
+    g = a + cells * STATES
+    h = g + 4 * tiles.height * (tiles.width + 1) * BLOCK
+    end = h + 4 * (tiles.height + 1) * tiles.width * BLOCK
+    tile = Tile(
+        start, start + cells, start + 2 * cells, start + 3 * cells, start + 4 * cells, start + 5 * cells,
+        start + 6 * cells, start + 7 * cells, a, g, h,
+    )  # fmt: skip
+    return tile, end
+
+
+@kernel(types.int64(types.int64[::1]))
+def backward_scratch(plan):
+    """Floats that :func:`backward` needs beside its arguments."""
+    shape = _shape(plan)
+    tiles = cut(shape.height, shape.width)
+    _, end = _carries(shape, tiles, 0)
+    _, end = _tile(tiles, end)
+    return (end + 8 * shape.states * BLOCK) // 4
+
+
+@inlined
+def _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left):
+    """Steps, their derivatives, drives and u of a tile."""
+    image, channel, count = where
+    bias = load(parameters.bias, channel)
+    for i in range(smaller(tiles.height, shape.height - top)):
+        for j in range(smaller(tiles.width, shape.width - left)):
+            at = (i * tiles.width + j) * LANES
+            at_u = index(u, image, top + i, left + j) + channel
+            at_delta = index(delta, image, top + i, left + j) + channel
+            prefetch(u.address, at_u + u.row)
+            prefetch(delta.address, at_delta + delta.row)
+            u_ij = load_channels(u, at_u, count)
+            step = load_channels(delta, at_delta, count) + bias
+            if shape.softplus:
+                step, slope = softplus(step)
+                store(tile.slope, at, slope)
+            store(tile.step, at, step)
+            store(tile.drive, at, step * u_ij)
+            store(tile.u, at, u_ij)
+
+
+@inlined
+def _keep_carries(shape, tiles, carries, tile, rates, B, image, top, left):
+    """Run the recurrences through a tile whose steps are loaded, and keep what they carry out of it."""
+    height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
+    down, across = top // tiles.height, left // tiles.width
+    below, right = down + 1 < tiles.down, across + 1 < tiles.across
+    for n in range(shape.states):
+        A = load_block(rates, n * BLOCK)
+        for i in range(height):
+            g = zeros()
+            if across > 0:
+                g = load_block(carries.row, (((across - 1) * shape.height + top + i) * shape.states + n) * BLOCK)
+            at_B = index(B, image, top + i, left) + n * STATES
+            at_above = ((down - 1) * shape.width + left) * shape.states * BLOCK + n * BLOCK
+            at_here = at_above + shape.width * shape.states * BLOCK
+            if i > 0:
+                at_above = at_here
+            for j in range(width):
+                at = (i * tiles.width + j) * LANES
+                a = exp2(load(tile.step, at) * A)
+                g = fma(a, g, load(tile.drive, at) * spread_states(B.address, at_B + j * B.column))
+                if below:
+                    h = g
+                    if top + i > 0:
+                        h = fma(a, load_block(carries.column, at_above + j * shape.states * BLOCK), g)
+                    store(carries.column, at_here + j * shape.states * BLOCK, h)
+            if right:
+                store(carries.row, ((across * shape.height + top + i) * shape.states + n) * BLOCK, g)
+
+
+@inlined
+def _load_gradient(shape, parameters, z, grad_out, tile, tiles, where, top, left):
+    """∂L/∂y of a tile, and y and the backward's sums before any state."""
+    image, channel, count = where
+    skip = load(parameters.D, channel)
+    for i in range(smaller(tiles.height, shape.height - top)):
+        for j in range(smaller(tiles.width, shape.width - left)):
+            at = (i * tiles.width + j) * LANES
+            at_q = index(grad_out, image, top + i, left + j) + channel
+            prefetch(grad_out.address, at_q + grad_out.row)
+            q = load_channels(grad_out, at_q, count)
+            if z.address:
+                z_ij = load_channels(z, index(z, image, top + i, left + j) + channel, count)
+                q = q * (z_ij * sigmoid(z_ij))
+                store(tile.y, at, skip * load(tile.u, at))
+            store(tile.q, at, q)
+            store(tile.from_drive, at, full(0.0))
+            store(tile.from_decay, at, full(0.0))
+
+
+@inlined
+def _recompute(shape, tiles, carries, tile, A, B, C, gated, image, top, left, n):
+    """a, g and h of a tile, for one block of states."""
+    height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
+    down, across = top // tiles.height, left // tiles.width
+    for j in range(width):
+        h = zeros()
+        if down > 0:
+            h = load_block(carries.column, (((down - 1) * shape.width + left + j) * shape.states + n) * BLOCK)
+        store(tile.h, j * BLOCK, h)
+    for i in range(height):
+        g = zeros()
+        if across > 0:
+            g = load_block(carries.row, (((across - 1) * shape.height + top + i) * shape.states + n) * BLOCK)
+        at_g = i * (tiles.width + 1) * BLOCK
+        store(tile.g, at_g, g)
+        at_B, at_C = index(B, image, top + i, left) + n * STATES, index(C, image, top + i, left) + n * STATES
+        for j in range(width):
+            at = i * tiles.width + j
+            a = exp2(load(tile.step, at * LANES) * A)
+            g = fma(a, g, load(tile.drive, at * LANES) * spread_states(B.address, at_B + j * B.column))
+            h = fma(a, load_block(tile.h, at * BLOCK), g)
+            store(tile.a, at * BLOCK, a)
+            store(tile.g, at_g + (j + 1) * BLOCK, g)
+            store(tile.h, (at + tiles.width) * BLOCK, h)
+            if gated:
+                C_ij = spread_states(C.address, at_C + j * C.column)
+                store(tile.y, at * LANES, dot_states(C_ij, h, load(tile.y, at * LANES)))
+
+
+@inlined
+def _reverse(shape, tiles, carries, tile, A, B, C, sums_B, sums_C, image, top, left, n):
+    """P and Q through a tile, from its last cell to its first, for one block of states; returns its share of ∂A."""
+    height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
+    last_row, last_column = top + height == shape.height, left + width == shape.width
+    grad_A = zeros()
+    for i in range(height - 1, -1, -1):
+        at_back = (i * shape.states + n) * BLOCK
+        aQ = zeros() if last_column else load_block(carries.back, at_back)
+        at_B, at_C = index(B, image, top + i, left) + n * STATES, index(C, image, top + i, left) + n * STATES
+        at_sums = (((image * shape.height + top + i) * shape.width + left) * shape.states + n) * STATES
+        at_up = (left * shape.states + n) * BLOCK
+        for j in range(width - 1, -1, -1):
+            at = i * tiles.width + j
+            a, q = load_block(tile.a, at * BLOCK), load(tile.q, at * LANES)
+            P = q * spread_states(C.address, at_C + j * C.column)
+            if not (last_row and i + 1 == height):
+                P = P + load_block(carries.up, at_up + j * shape.states * BLOCK)
+            Q = P + aQ
+            from_a = P * load_block(tile.h, at * BLOCK)
+            from_a = fma(Q, load_block(tile.g, (i * (tiles.width + 1) + j) * BLOCK), from_a) * a
+            if top + i > 0:
+                store(carries.up, at_up + j * shape.states * BLOCK, a * P)
+            aQ = a * Q
+            grad_A = fma(from_a, load(tile.step, at * LANES), grad_A)
+            store(tile.from_decay, at * LANES, dot_states(from_a, A, load(tile.from_decay, at * LANES)))
+            B_ij = spread_states(B.address, at_B + j * B.column)
+            store(tile.from_drive, at * LANES, dot_states(Q, B_ij, load(tile.from_drive, at * LANES)))
+            h = load_block(tile.h, (at + tiles.width) * BLOCK)
+            at_cell = at_sums + j * shape.states * STATES
+            add_lane_sums_of_two(sums_B, sums_C, at_cell, Q * load(tile.drive, at * LANES), h * q)
+        store(carries.back, at_back, aQ)
+    return grad_A
+
+
+@inlined
+def _store_gradients(shape, parameters, z, grad_out, grad_u, grad_delta, grad_z, tile, tiles, where, top, left):
+    """∂u, ∂delta and ∂z of a tile; returns its shares of ∂D and of the gradient of the steps' bias."""
+    image, channel, count = where
+    skip = load(parameters.D, channel)
+    grad_D, grad_bias = full(0.0), full(0.0)
+    for i in range(smaller(tiles.height, shape.height - top)):
+        for j in range(smaller(tiles.width, shape.width - left)):
+            at = (i * tiles.width + j) * LANES
+            u_ij, q = load(tile.u, at), load(tile.q, at)
+            from_drive = load(tile.from_drive, at)
+            from_step = fma(load(tile.from_decay, at), full(LN_2), from_drive * u_ij)
+            if shape.softplus:
+                from_step = from_step * load(tile.slope, at)
+            from_u = fma(from_drive, load(tile.step, at), skip * q)
+            at_u = index(grad_u, image, top + i, left + j) + channel
+            at_delta = index(grad_delta, image, top + i, left + j) + channel
+            prefetch(grad_u.address, at_u + grad_u.row)
+            prefetch(grad_delta.address, at_delta + grad_delta.row)
+            store_channels(grad_u, at_u, from_u, count)
+            store_channels(grad_delta, at_delta, from_step, count)
+            grad_D = fma(q, u_ij, grad_D)
+            grad_bias = grad_bias + from_step
+            if z.address:
+                z_ij = load_channels(z, index(z, image, top + i, left + j) + channel, count)
+                of_out = load_channels(grad_out, index(grad_out, image, top + i, left + j) + channel, count)
+                gate = sigmoid(z_ij)
+                slope = gate * fma(z_ij, full(1.0) - gate, full(1.0))
+                from_z = of_out * load(tile.y, at) * slope
+                store_channels(grad_z, index(grad_z, image, top + i, left + j) + channel, from_z, count)
+    return grad_D, grad_bias
+
+
+@kernel(types.void(types.int64[::1], types.int64, types.int64, types.int64, types.int64, types.int64, types.int64))
+def backward(plan, first, last, scratch, sums_B, sums_C, sums):
+    """Units ``first`` to ``last``; the others are addresses.
+
+    Adds to ``sums_B`` and ``sums_C`` ``[image, row, column, states · STATES]``, and writes the shares that a unit has
+    of the gradients of A, D and the bias to ``sums`` ``[unit, states · STATES + 2, lanes]``.
+    """
+    shape, parameters = _shape(plan), _parameters(plan)
+    u, delta, B, C, z = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2), _grid(plan, 3), _grid(plan, 4)
+    grad_out, grad_u, grad_delta, grad_z = _grid(plan, 5), _grid(plan, 6), _grid(plan, 7), _grid(plan, 8)
+    channel_blocks = (shape.dim + LANES - 1) // LANES
+    tiles = cut(shape.height, shape.width)
+    carries, end = _carries(shape, tiles, scratch)
+    tile, end = _tile(tiles, end)
+    row_sums = end  # ∂A of a row of tiles: sums of sums keep their small terms
+
+    for unit in range(first, last):
+        image, channels = unit // channel_blocks, unit % channel_blocks
+        channel = channels * LANES
+        where = (image, channel, shape.dim - channel)
+        rates = parameters.A + 4 * channels * shape.states * BLOCK
+        unit_sums = sums + 4 * unit * (shape.states * BLOCK + 2 * LANES)
+        for n in range(shape.states):
+            store(unit_sums, n * BLOCK, zeros())
+        for top in range(0, shape.height, tiles.height):
+            for left in range(0, shape.width, tiles.width):
+                if top + tiles.height < shape.height or left + tiles.width < shape.width:
+                    _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left)
+                    _keep_carries(shape, tiles, carries, tile, rates, B, image, top, left)
+        grad_D, grad_bias = full(0.0), full(0.0)
+        for top in range((tiles.down - 1) * tiles.height, -1, -tiles.height):
+            for n in range(shape.states):
+                store(row_sums, n * BLOCK, zeros())
+            for left in range((tiles.across - 1) * tiles.width, -1, -tiles.width):
+                _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left)
+                _load_gradient(shape, parameters, z, grad_out, tile, tiles, where, top, left)
+                for n in range(shape.states):
+                    A = load_block(rates, n * BLOCK)
+                    _recompute(shape, tiles, carries, tile, A, B, C, z.address != 0, image, top, left, n)
+                    share = _reverse(shape, tiles, carries, tile, A, B, C, sums_B, sums_C, image, top, left, n)
+                    store(row_sums, n * BLOCK, load_block(row_sums, n * BLOCK) + share)
+                shares = _store_gradients(
+                    shape, parameters, z, grad_out, grad_u, grad_delta, grad_z, tile, tiles, where, top, left
+                )
+                grad_D, grad_bias = grad_D + shares[0], grad_bias + shares[1]
+            for n in range(shape.states):
+                store(unit_sums, n * BLOCK, load_block(unit_sums, n * BLOCK) + load_block(row_sums, n * BLOCK))
+        store(unit_sums, shape.states * BLOCK, grad_D)
+        store(unit_sums, shape.states * BLOCK + LANES, grad_bias)

@@ -1,0 +1,479 @@
+"""The 2D wavefront scan on the CPU: forward and backward for some images and channels, in numba.
+
+The equations stand in :mod:`wsi2d.kernels.scan2d`; the shape of the work is that of
+:mod:`wsi2d.kernels.native.selective`, with one state where that has two: h goes on both to the right and down.
+
+This module needs numba. What it is given lies in one ``int64`` array, by the names at its top.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from numba import types
+
+from wsi2d.kernels.native.cells import (
+    BLOCK,
+    LN_2,
+    LONG_STRIP,
+    STRIP,
+    cut,
+    grid_at,
+    index,
+    load_channels,
+    smaller,
+    store_channels,
+)
+from wsi2d.kernels.native.jit import inlined, kernel
+from wsi2d.kernels.native.simd import (
+    LANES,
+    STATES,
+    add_lane_sums,
+    add_lane_sums_of_two,
+    dot_states,
+    exp2,
+    fma,
+    full,
+    load,
+    load_block,
+    prefetch,
+    spread_states,
+    store,
+    zeros,
+)
+
+
+class Shape(NamedTuple):
+    """Sizes; ``states`` counts blocks."""
+
+    height: int
+    width: int
+    dim: int
+    states: int
+
+
+class Parameters(NamedTuple):
+    """Addresses of what belongs to channels: log2(e)·A from above and from the left ``[dim / lanes, states, STATES,
+    lanes]`` and D ``[dim / lanes, lanes]``, padded with zeros."""
+
+    A_t: int
+    A_l: int
+    D: int
+
+
+HEADER = len(Shape._fields) + len(Parameters._fields)
+FORWARD = ("x", "delta_t", "delta_l", "B_t", "B_l", "C", "out")
+BACKWARD = ("x", "delta_t", "delta_l", "B_t", "B_l", "C", "grad_out", "grad_x", "grad_delta_t", "grad_delta_l")
+
+
+@inlined
+def _grid(plan, number):
+    return grid_at(plan, HEADER + 4 * number)
+
+
+@inlined
+def _shape(plan):
+    return Shape(plan[0], plan[1], plan[2], plan[3])
+
+
+@inlined
+def _parameters(plan):
+    return Parameters(plan[4], plan[5], plan[6])
+
+
+# --- forward -------------------------------------------------------------------------------------------------------
+
+
+@kernel(types.int64(types.int64[::1]))
+def forward_scratch(plan):
+    """Floats that :func:`forward` needs beside its arguments."""
+    shape = _shape(plan)
+    above = STRIP * shape.states * BLOCK if shape.height > 1 else 0
+    return 5 * LONG_STRIP * LANES + above + shape.height * shape.states * BLOCK
+
+
+@kernel(types.void(types.int64[::1], types.int64, types.int64, types.int64))
+def forward(plan, first, last, scratch):
+    """Units ``first`` to ``last``; ``scratch`` is an address."""
+    shape, parameters = _shape(plan), _parameters(plan)
+    x, delta_t, delta_l = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2)
+    B_t, B_l, C, out = _grid(plan, 3), _grid(plan, 4), _grid(plan, 5), _grid(plan, 6)
+    channel_blocks = (shape.dim + LANES - 1) // LANES
+    strip = STRIP if shape.height > 1 else LONG_STRIP
+    line = 4 * LONG_STRIP * LANES
+    step_t, step_l, drive_t, drive_l, y = (
+        scratch,
+        scratch + line,
+        scratch + 2 * line,
+        scratch + 3 * line,
+        scratch + 4 * line,
+    )
+    edge = scratch + 5 * line  # h at the strip's right edge, [row, states]
+    above = edge + 4 * shape.height * shape.states * BLOCK  # h of the row above, [states, column of the strip]
+    half = full(0.5)
+
+    for unit in range(first, last):
+        image, channels = unit // channel_blocks, unit % channel_blocks
+        channel = channels * LANES
+        count = shape.dim - channel
+        skip = load(parameters.D, channel)
+        rates = 4 * channels * shape.states * BLOCK
+        for left in range(0, shape.width, strip):
+            width = smaller(strip, shape.width - left)
+            for i in range(shape.height):
+                for j in range(width):
+                    at_x = index(x, image, i, left + j) + channel
+                    at_t = index(delta_t, image, i, left + j) + channel
+                    at_l = index(delta_l, image, i, left + j) + channel
+                    x_ij = load_channels(x, at_x, count)
+                    t_ij, l_ij = load_channels(delta_t, at_t, count), load_channels(delta_l, at_l, count)
+                    store(step_t, j * LANES, t_ij)
+                    store(step_l, j * LANES, l_ij)
+                    store(drive_t, j * LANES, t_ij * x_ij)
+                    store(drive_l, j * LANES, l_ij * x_ij)
+                    store(y, j * LANES, skip * x_ij)
+                    prefetch(x.address, at_x + x.row)
+                    prefetch(delta_t.address, at_t + delta_t.row)
+                    prefetch(delta_l.address, at_l + delta_l.row)
+                    prefetch(out.address, index(out, image, i, left + j) + channel)
+                for n in range(shape.states):
+                    A_t, A_l = (
+                        load_block(parameters.A_t + rates, n * BLOCK),
+                        load_block(parameters.A_l + rates, n * BLOCK),
+                    )
+                    at_edge = (i * shape.states + n) * BLOCK
+                    at_T, at_L = index(B_t, image, i, left) + n * STATES, index(B_l, image, i, left) + n * STATES
+                    at_C, at_above = index(C, image, i, left) + n * STATES, n * strip * BLOCK
+                    h = load_block(edge, at_edge) if left > 0 else zeros()
+                    for j in range(width):
+                        if i == 0:
+                            a_l = exp2(load(step_l, j * LANES) * A_l)
+                            h = fma(
+                                a_l, h, load(drive_l, j * LANES) * spread_states(B_l.address, at_L + j * B_l.column)
+                            )
+                        else:
+                            up = load_block(above, at_above + j * BLOCK)
+                            a_t = exp2(load(step_t, j * LANES) * A_t)
+                            from_t = load(drive_t, j * LANES) * spread_states(B_t.address, at_T + j * B_t.column)
+                            from_t = fma(a_t, up, from_t)
+                            if left + j == 0:
+                                h = from_t
+                            else:
+                                a_l = exp2(load(step_l, j * LANES) * A_l)
+                                B_ij = spread_states(B_l.address, at_L + j * B_l.column)
+                                h = half * fma(a_l, h, fma(load(drive_l, j * LANES), B_ij, from_t))
+                        if i + 1 < shape.height:
+                            store(above, at_above + j * BLOCK, h)
+                        C_ij = spread_states(C.address, at_C + j * C.column)
+                        store(y, j * LANES, dot_states(C_ij, h, load(y, j * LANES)))
+                    store(edge, at_edge, h)
+                for j in range(width):
+                    store_channels(out, index(out, image, i, left + j) + channel, load(y, j * LANES), count)
+
+
+# --- backward ------------------------------------------------------------------------------------------------------
+
+
+class Carries(NamedTuple):
+    """Addresses of what crosses the borders of tiles.
+
+    ``row``: h left of each tile but the first of a row, ``[across - 1, height, states]``; ``column``: h above each
+    tile but the first of a column, ``[down - 1, width, states]``; ``up``: w·aT·R of the row below, ``[width,
+    states]``; ``back``: w·aL·R of the column to the right, ``[tile's height, states]``.
+    """
+
+    row: int
+    column: int
+    up: int
+    back: int
+
+
+class Tile(NamedTuple):
+    """Addresses of what is known of a tile.
+
+    Of its cells, a vector each: both steps, both steps times x, x, the gradient of y; and of each step two sums over
+    states that the backward makes, w·Σ R·B and Σ ∂L/∂(Δ·A)·A. Of the states of a block: aT, aL, and h with a row
+    above it and a column to its left.
+    """
+
+    step_t: int
+    step_l: int
+    drive_t: int
+    drive_l: int
+    x: int
+    q: int
+    from_drive_t: int
+    from_drive_l: int
+    from_decay_t: int
+    from_decay_l: int
+    a_t: int
+    a_l: int
+    h: int
+
+
+@inlined
+def _carries(shape, tiles, start):
+    row = start
+    column = row + 4 * (tiles.across - 1) * shape.height * shape.states * BLOCK
+    up = column + 4 * (tiles.down - 1) * shape.width * shape.states * BLOCK
+    back = up + (4 * shape.width * shape.states * BLOCK if shape.height > 1 else 0)
+    return Carries(row, column, up, back), back + 4 * tiles.height * shape.states * BLOCK
+
+
+@inlined
+def _tile(tiles, start):
+    cells = 4 * tiles.height * tiles.width * LANES
+    a_t = start + 10 * cells
+    a_l = a_t + cells * STATES
+    h = a_l + cells * STATES
+    end = h + 4 * (tiles.height + 1) * (tiles.width + 1) * BLOCK
+    tile = Tile(
+        start, start + cells, start + 2 * cells, start + 3 * cells, start + 4 * cells, start + 5 * cells,
+        start + 6 * cells, start + 7 * cells, start + 8 * cells, start + 9 * cells, a_t, a_l, h,
+    )  # fmt: skip
+    return tile, end
+
+
+@kernel(types.int64(types.int64[::1]))
+def backward_scratch(plan):
+    """Floats that :func:`backward` needs beside its arguments."""
+    shape = _shape(plan)
+    tiles = cut(shape.height, shape.width)
+    _, end = _carries(shape, tiles, 0)
+    _, end = _tile(tiles, end)
+    return (end + 16 * shape.states * BLOCK) // 4
+
+
+@inlined
+def _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left):
+    """Steps, drives and x of a tile."""
+    image, channel, count = where
+    for i in range(smaller(tiles.height, shape.height - top)):
+        for j in range(smaller(tiles.width, shape.width - left)):
+            at = (i * tiles.width + j) * LANES
+            at_x = index(x, image, top + i, left + j) + channel
+            at_t = index(delta_t, image, top + i, left + j) + channel
+            at_l = index(delta_l, image, top + i, left + j) + channel
+            prefetch(x.address, at_x + x.row)
+            prefetch(delta_t.address, at_t + delta_t.row)
+            prefetch(delta_l.address, at_l + delta_l.row)
+            x_ij = load_channels(x, at_x, count)
+            t_ij, l_ij = load_channels(delta_t, at_t, count), load_channels(delta_l, at_l, count)
+            store(tile.step_t, at, t_ij)
+            store(tile.step_l, at, l_ij)
+            store(tile.drive_t, at, t_ij * x_ij)
+            store(tile.drive_l, at, l_ij * x_ij)
+            store(tile.x, at, x_ij)
+
+
+@inlined
+def _load_gradient(shape, grad_out, tile, tiles, where, top, left):
+    """∂L/∂y of a tile, and the backward's sums before any state."""
+    image, channel, count = where
+    for i in range(smaller(tiles.height, shape.height - top)):
+        for j in range(smaller(tiles.width, shape.width - left)):
+            at = (i * tiles.width + j) * LANES
+            at_q = index(grad_out, image, top + i, left + j) + channel
+            prefetch(grad_out.address, at_q + grad_out.row)
+            store(tile.q, at, load_channels(grad_out, at_q, count))
+            store(tile.from_drive_t, at, full(0.0))
+            store(tile.from_drive_l, at, full(0.0))
+            store(tile.from_decay_t, at, full(0.0))
+            store(tile.from_decay_l, at, full(0.0))
+
+
+@inlined
+def _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n):
+    """aT, aL and h of a tile, for one block of states; of the carries it needs those that cross its top and left."""
+    height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
+    down, across = top // tiles.height, left // tiles.width
+    wide = tiles.width + 1
+    for j in range(width):
+        h = zeros()
+        if down > 0:
+            h = load_block(carries.column, (((down - 1) * shape.width + left + j) * shape.states + n) * BLOCK)
+        store(tile.h, (j + 1) * BLOCK, h)
+    for i in range(height):
+        h = zeros()
+        if across > 0:
+            h = load_block(carries.row, (((across - 1) * shape.height + top + i) * shape.states + n) * BLOCK)
+        at_h = (i + 1) * wide
+        store(tile.h, at_h * BLOCK, h)
+        at_T, at_L = index(B_t, image, top + i, left) + n * STATES, index(B_l, image, top + i, left) + n * STATES
+        for j in range(width):
+            at = i * tiles.width + j
+            if top + i == 0:
+                a_l = exp2(load(tile.step_l, at * LANES) * A_l)
+                B_ij = spread_states(B_l.address, at_L + j * B_l.column)
+                h = fma(a_l, h, load(tile.drive_l, at * LANES) * B_ij)
+                store(tile.a_l, at * BLOCK, a_l)
+            else:
+                up = load_block(tile.h, (at_h - wide + j + 1) * BLOCK)
+                a_t = exp2(load(tile.step_t, at * LANES) * A_t)
+                B_ij = spread_states(B_t.address, at_T + j * B_t.column)
+                from_t = fma(a_t, up, load(tile.drive_t, at * LANES) * B_ij)
+                store(tile.a_t, at * BLOCK, a_t)
+                if left + j == 0:
+                    h = from_t
+                else:
+                    a_l = exp2(load(tile.step_l, at * LANES) * A_l)
+                    B_ij = spread_states(B_l.address, at_L + j * B_l.column)
+                    h = full(0.5) * fma(a_l, h, fma(load(tile.drive_l, at * LANES), B_ij, from_t))
+                    store(tile.a_l, at * BLOCK, a_l)
+            store(tile.h, (at_h + j + 1) * BLOCK, h)
+
+
+@inlined
+def _keep_carries(shape, tiles, carries, tile, top, left, n):
+    """What the tile just recomputed carries out of it, to the right and down."""
+    height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
+    down, across = top // tiles.height, left // tiles.width
+    wide = tiles.width + 1
+    if down + 1 < tiles.down:
+        for j in range(width):
+            h = load_block(tile.h, (height * wide + j + 1) * BLOCK)
+            store(carries.column, ((down * shape.width + left + j) * shape.states + n) * BLOCK, h)
+    if across + 1 < tiles.across:
+        for i in range(height):
+            h = load_block(tile.h, ((i + 1) * wide + width) * BLOCK)
+            store(carries.row, ((across * shape.height + top + i) * shape.states + n) * BLOCK, h)
+
+
+@inlined
+def _reverse(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, sums, image, top, left, n):
+    """R through a tile, from its last cell to its first, for one block of states; returns its shares of ∂A."""
+    height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
+    last_row, last_column = top + height == shape.height, left + width == shape.width
+    wide = tiles.width + 1
+    grad_A_t, grad_A_l = zeros(), zeros()
+    for i in range(height - 1, -1, -1):
+        at_back = (i * shape.states + n) * BLOCK
+        back = zeros() if last_column else load_block(carries.back, at_back)
+        at_T, at_L = index(B_t, image, top + i, left) + n * STATES, index(B_l, image, top + i, left) + n * STATES
+        at_C = index(C, image, top + i, left) + n * STATES
+        at_sums = (((image * shape.height + top + i) * shape.width + left) * shape.states + n) * STATES
+        at_up = (left * shape.states + n) * BLOCK
+        for j in range(width - 1, -1, -1):
+            at, at_h = i * tiles.width + j, (i + 1) * wide + j + 1
+            first_row, first_column = top + i == 0, left + j == 0
+            q = load(tile.q, at * LANES)
+            R = q * spread_states(C.address, at_C + j * C.column)
+            if not (last_row and i + 1 == height):
+                R = R + load_block(carries.up, at_up + j * shape.states * BLOCK)
+            R = R + back
+            if not (first_row or first_column):
+                R = full(0.5) * R
+            back, of_B_t, of_B_l = zeros(), zeros(), zeros()
+            if not first_row:
+                up, a = R * load_block(tile.a_t, at * BLOCK), load_block(tile.h, (at_h - wide) * BLOCK)
+                store(carries.up, at_up + j * shape.states * BLOCK, up)
+                from_a = up * a
+                grad_A_t = fma(from_a, load(tile.step_t, at * LANES), grad_A_t)
+                store(tile.from_decay_t, at * LANES, dot_states(from_a, A_t, load(tile.from_decay_t, at * LANES)))
+                B_ij = spread_states(B_t.address, at_T + j * B_t.column)
+                store(tile.from_drive_t, at * LANES, dot_states(R, B_ij, load(tile.from_drive_t, at * LANES)))
+                of_B_t = R * load(tile.drive_t, at * LANES)
+            if first_row or not first_column:
+                back = R * load_block(tile.a_l, at * BLOCK)
+                from_a = back * load_block(tile.h, (at_h - 1) * BLOCK)
+                grad_A_l = fma(from_a, load(tile.step_l, at * LANES), grad_A_l)
+                store(tile.from_decay_l, at * LANES, dot_states(from_a, A_l, load(tile.from_decay_l, at * LANES)))
+                B_ij = spread_states(B_l.address, at_L + j * B_l.column)
+                store(tile.from_drive_l, at * LANES, dot_states(R, B_ij, load(tile.from_drive_l, at * LANES)))
+                of_B_l = R * load(tile.drive_l, at * LANES)
+            at_cell = at_sums + j * shape.states * STATES
+            add_lane_sums_of_two(sums[0], sums[1], at_cell, of_B_t, of_B_l)
+            add_lane_sums(sums[2], at_cell, load_block(tile.h, at_h * BLOCK) * q)
+        store(carries.back, at_back, back)
+    return grad_A_t, grad_A_l
+
+
+@inlined
+def _store_gradients(shape, parameters, grad_x, grad_delta_t, grad_delta_l, tile, tiles, where, top, left):
+    """∂x and the gradients of both steps of a tile; returns its share of ∂D."""
+    image, channel, count = where
+    skip, grad_D = load(parameters.D, channel), full(0.0)
+    for i in range(smaller(tiles.height, shape.height - top)):
+        for j in range(smaller(tiles.width, shape.width - left)):
+            at = (i * tiles.width + j) * LANES
+            x_ij, q = load(tile.x, at), load(tile.q, at)
+            drive_t, drive_l = load(tile.from_drive_t, at), load(tile.from_drive_l, at)
+            from_t = fma(load(tile.from_decay_t, at), full(LN_2), drive_t * x_ij)
+            from_l = fma(load(tile.from_decay_l, at), full(LN_2), drive_l * x_ij)
+            from_x = fma(drive_t, load(tile.step_t, at), fma(drive_l, load(tile.step_l, at), skip * q))
+            at_x = index(grad_x, image, top + i, left + j) + channel
+            at_t = index(grad_delta_t, image, top + i, left + j) + channel
+            at_l = index(grad_delta_l, image, top + i, left + j) + channel
+            prefetch(grad_x.address, at_x + grad_x.row)
+            prefetch(grad_delta_t.address, at_t + grad_delta_t.row)
+            prefetch(grad_delta_l.address, at_l + grad_delta_l.row)
+            store_channels(grad_x, at_x, from_x, count)
+            store_channels(grad_delta_t, at_t, from_t, count)
+            store_channels(grad_delta_l, at_l, from_l, count)
+            grad_D = fma(q, x_ij, grad_D)
+    return grad_D
+
+
+@kernel(
+    types.void(
+        types.int64[::1], types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64
+    )
+)
+def backward(plan, first, last, scratch, sums_B_t, sums_B_l, sums_C, sums):
+    """Units ``first`` to ``last``; the others are addresses.
+
+    Adds to ``sums_B_t``, ``sums_B_l`` and ``sums_C`` ``[image, row, column, states · STATES]``, and writes the shares
+    that a unit has of the gradients of both A and of D to ``sums`` ``[unit, 2 · states · STATES + 1, lanes]``.
+    """
+    shape, parameters = _shape(plan), _parameters(plan)
+    x, delta_t, delta_l = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2)
+    B_t, B_l, C, grad_out = _grid(plan, 3), _grid(plan, 4), _grid(plan, 5), _grid(plan, 6)
+    grad_x, grad_delta_t, grad_delta_l = _grid(plan, 7), _grid(plan, 8), _grid(plan, 9)
+    channel_blocks = (shape.dim + LANES - 1) // LANES
+    tiles = cut(shape.height, shape.width)
+    carries, end = _carries(shape, tiles, scratch)
+    tile, end = _tile(tiles, end)
+    row_sums = end  # ∂A of a row of tiles: sums of sums keep their small terms
+    of_states = shape.states * BLOCK
+
+    for unit in range(first, last):
+        image, channels = unit // channel_blocks, unit % channel_blocks
+        channel = channels * LANES
+        where = (image, channel, shape.dim - channel)
+        rates = 4 * channels * of_states
+        unit_sums = sums + 4 * unit * (2 * of_states + LANES)
+        for n in range(2 * shape.states):
+            store(unit_sums, n * BLOCK, zeros())
+        for top in range(0, shape.height, tiles.height):
+            for left in range(0, shape.width, tiles.width):
+                if top + tiles.height < shape.height or left + tiles.width < shape.width:
+                    _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left)
+                    for n in range(shape.states):
+                        A_t = load_block(parameters.A_t + rates, n * BLOCK)
+                        A_l = load_block(parameters.A_l + rates, n * BLOCK)
+                        _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n)
+                        _keep_carries(shape, tiles, carries, tile, top, left, n)
+        grad_D = full(0.0)
+        for top in range((tiles.down - 1) * tiles.height, -1, -tiles.height):
+            for n in range(2 * shape.states):
+                store(row_sums, n * BLOCK, zeros())
+            for left in range((tiles.across - 1) * tiles.width, -1, -tiles.width):
+                _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left)
+                _load_gradient(shape, grad_out, tile, tiles, where, top, left)
+                for n in range(shape.states):
+                    A_t = load_block(parameters.A_t + rates, n * BLOCK)
+                    A_l = load_block(parameters.A_l + rates, n * BLOCK)
+                    _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n)
+                    addresses = (sums_B_t, sums_B_l, sums_C)
+                    shares = _reverse(
+                        shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, addresses, image, top, left, n
+                    )
+                    store(row_sums, n * BLOCK, load_block(row_sums, n * BLOCK) + shares[0])
+                    at_l = of_states + n * BLOCK
+                    store(row_sums, at_l, load_block(row_sums, at_l) + shares[1])
+                grad_D = grad_D + _store_gradients(
+                    shape, parameters, grad_x, grad_delta_t, grad_delta_l, tile, tiles, where, top, left
+                )
+            for n in range(2 * shape.states):
+                store(unit_sums, n * BLOCK, load_block(unit_sums, n * BLOCK) + load_block(row_sums, n * BLOCK))
+        store(unit_sums, 2 * of_states, grad_D)
