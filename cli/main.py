@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from wsi2d.cli import demo, evaluate, extract, heatmap, predict, splits, tissue, train
+from wsi2d.cli import demo, doctor, evaluate, extract, heatmap, predict, splits, tissue, train
 
 # Exit codes that are not the command's own: what typer makes of an interrupt, and a termination.
 _STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
@@ -31,6 +31,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("heatmap")(heatmap.heatmap)
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

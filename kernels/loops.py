@@ -112,12 +112,13 @@ def wavefront(
 ) -> Tensor:  # fmt: skip
     """A loop over anti-diagonals, whose cells do not depend on each other."""
     sheared = _Sheared(x, (delta_t, delta_l), (A_t, A_l), (B_t, B_l))
-    outputs, y = C.flatten(1, 2), torch.empty_like(x, memory_format=torch.contiguous_format).flatten(1, 2)
-    h = None
+    outputs, parts, h = C.flatten(1, 2), [], None
     for d, at in enumerate(sheared.at):
         _, h = sheared.states(d, h)
-        y[:, at] = (h @ outputs[:, at].unsqueeze(-1)).squeeze(-1)
-    y = y.reshape(x.shape)
+        parts.append((h @ outputs[:, at].unsqueeze(-1)).squeeze(-1))
+    cells = torch.arange(x.shape[1] * x.shape[2], device=x.device)
+    order = torch.cat([cells[at] for at in sheared.at])
+    y = torch.cat(parts, 1)[:, order.argsort()].reshape(x.shape)
     return y if D is None else y + D * x
 
 

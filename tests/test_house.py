@@ -31,6 +31,7 @@ STAGES = (
     "training",
     "explain",
     "report",
+    "doctor",
     "demo",
     "cli",
 )

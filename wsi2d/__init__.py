@@ -21,6 +21,7 @@ _EXPORTS = {
     "make_splits": "wsi2d.data.splits",
     "load_bag": "wsi2d.data.bags",
     "build_model": "wsi2d.models.registry",
+    "Mamba2DBlock": "wsi2d.models.blocks",
     "evaluate": "wsi2d.evaluation.evaluate",
     "train": "wsi2d.training.crossval",
     "predict": "wsi2d.training.predict",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from wsi2d.features.encoders import get_encoder as get_encoder
     from wsi2d.features.extract import extract as extract
     from wsi2d.features.store import read_features as read_features
+    from wsi2d.models.blocks import Mamba2DBlock as Mamba2DBlock
     from wsi2d.models.registry import build_model as build_model
     from wsi2d.slides.discovery import find_slides as find_slides
     from wsi2d.slides.patching import make_patch_grid as make_patch_grid

@@ -79,13 +79,14 @@ def _scratch_of_thread(floats: int) -> NDArray[np.float32]:
     kept: NDArray[np.float32] | None = getattr(_scratch, "floats", None)
     if kept is not None and kept.size >= floats:
         return kept
-    fresh = _aligned(floats)
+    fresh = aligned(floats)
     if floats <= _KEPT_SCRATCH:
         _scratch.floats = fresh
     return fresh
 
 
-def _aligned(floats: int) -> NDArray[np.float32]:
+def aligned(floats: int) -> NDArray[np.float32]:
+    """Fresh memory at a border of 64 bytes."""
     whole = np.empty(floats + _ALIGNMENT // 4, np.float32)
     skip = -whole.ctypes.data % _ALIGNMENT // 4
     return whole[skip : skip + floats]

@@ -29,6 +29,7 @@ def _features() -> str:
 
 
 AVX512 = "+avx512f" in _features()
+INSTRUCTIONS = "AVX-512" if AVX512 else "AVX2" if "+avx2" in _features() and "+fma" in _features() else "baseline"
 LANES = 16 if AVX512 else 8
 STATES = 4
 

@@ -193,6 +193,34 @@ class MixerBlock(nn.Module):
         return grid + update
 
 
+class Mamba2DBlock(nn.Module):
+    """A residual 2D Mamba block for grids without padding: ``[batch, height, width, dim]`` to the same.
+
+    For those who want the 2D scan in a model of their own; the arguments are those of :class:`Mamba2DMixer`.
+    """
+
+    def __init__(
+        self, dim: int, *, state: int = 16, expand: int = 2, conv: Convolution = "2d", directions: int = 1
+    ) -> None:
+        super().__init__()
+        self.block = MixerBlock(
+            Mamba2DMixer(
+                dim, state=state, expand=expand, conv=conv, directions=directions, share_directions=False, scan=True,
+                dt_init="mamba", dt_min=0.001, dt_max=0.1,
+            ),
+            dim,
+        )  # fmt: skip
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """The grid and what the scan adds to it."""
+        batch, height, width, _ = grid.shape
+        inside = torch.ones(batch, height, width, dtype=torch.bool, device=grid.device)
+        shapes = torch.tensor([[height, width]], device=grid.device).expand(batch, 2)
+        nowhere = torch.empty(0, dtype=torch.int64, device=grid.device)
+        mixed: Tensor = self.block(grid, GridLayout(nowhere, nowhere, nowhere, inside, shapes))
+        return mixed
+
+
 class AttentionPool(nn.Module):
     """Attention pooling: a score a cell, softmax over a bag's cells, weighted mean.
 
