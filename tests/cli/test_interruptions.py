@@ -505,6 +505,21 @@ def test_training_stopped(
     finish_training(tiny, path, trained)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+def test_training_stopped_while_its_processes_start(
+    write_study: Callable[..., Path], trained: Path, tmp_path: Path, how: str
+) -> None:
+    """They come to nothing, and say nothing of it."""
+    path = write_study(tmp_path, workers=2)
+    for delay_s in (0.0, 0.5, 1.0, 1.5, 2.0):
+        with Command("train", path) as command:
+            assert command.reaches(lambda command=command: len(command.processes()) > 1)
+            time.sleep(delay_s)
+            check_end(command, how)
+        check_trained(path.with_name("run"), trained)
+
+
 @STRESS
 @pytest.mark.parametrize(("workers", "seed"), [(1, 0), (1, 1), (2, 2), (2, 3)])
 def test_training_stopped_at_any_moment(

@@ -23,7 +23,7 @@ from wsi2d.data.splits import read_splits
 from wsi2d.errors import ConfigError, FeatureStoreError, RunError, SplitError, StorageError
 from wsi2d.evaluation.evaluate import evaluate
 from wsi2d.features.store import read_features
-from wsi2d.training.crossval import TrainProgress, train
+from wsi2d.training.crossval import TrainProgress, _undisturbed, train
 from wsi2d.training.run import load_study, open_run
 
 Row = dict[str, float]
@@ -254,6 +254,31 @@ def test_killed_before_the_last_file_was_tidied_away(tiny: ModuleType, study: Pa
     left.write_bytes(b"what a killed run left beside its finished fold")
     train(study)
     assert not left.exists()
+
+
+def test_interrupts_wait_while_processes_start() -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    done = []
+
+    def disturb() -> None:
+        with _undisturbed():
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+                done.append("undisturbed")
+
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            disturb()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with _undisturbed():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is handlers[signal.SIGTERM]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert len(done) == 2
 
 
 KILLER = """
