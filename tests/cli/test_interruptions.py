@@ -676,8 +676,17 @@ def test_predictions_have_no_room(cli: Any, finished_run: Path, tmp_path: Path) 
         assert content(tmp_path) == {"out.csv": before}, "what was there stays"
 
 
-@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-@pytest.mark.parametrize("verb", ["heatmap", "tissue"])
+@pytest.mark.parametrize(
+    ("verb", "suffix"),
+    [
+        ("heatmap", "png"),
+        ("heatmap", "pdf"),
+        ("heatmap", "svg"),
+        ("tissue", "png"),
+        pytest.param("tissue", "pdf", marks=pytest.mark.slow),
+        pytest.param("tissue", "svg", marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_have_no_room(
     cli: Any, write_slides: Any, finished_run: Path, tmp_path: Path, verb: str, suffix: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -481,9 +482,12 @@ def test_changed_settings_are_refused_by_name(
         {"data": {"slides": "elsewhere"}},
     ],
 )
-def test_settings_that_change_no_number_may_change(tiny: ModuleType, study: Path, change: dict[str, Any]) -> None:
-    train(study)
-    before = tiny.result_bytes(study.with_name("run"))
+def test_settings_that_change_no_number_may_change(
+    tiny: ModuleType, finished_run: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    study = tmp_path / "study" / "run.yaml"
+    shutil.copytree(finished_run.parent, study.parent)
+    before = tiny.result_bytes(finished_run)
     told = Told()
     evaluation = train(tiny.changed(study, **change), progress=told)
     assert ("epoch", 0) not in told.events
