@@ -359,7 +359,10 @@ def test_workers_end_with_their_run(tiny: ModuleType, tmp_path: Path, how: str) 
     for k, names in enumerate((["p02", "p03"], ["p00", "p01"]), start=2):
         tiny.write_fold(tmp_path / "splits", k, train=["p08", "p09", "p10"], val=["p04", "p05"], test=names)
     command = [sys.executable, "-m", "wsi2d.cli.main", "train", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
         while len(list(path.parent.glob("run/fold-*/last.safetensors"))) < 2 and time.monotonic() < deadline:
