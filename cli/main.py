@@ -81,12 +81,14 @@ def main() -> None:
 
 
 def _stopped(code: int) -> NoReturn:
-    """Say that the command was stopped, and end; whoever asks again, while it ends, is obeyed at once."""
+    """Say that the command was stopped, and end; whoever asks again after that, while it ends, is obeyed at once."""
     from wsi2d.cli.console import err
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_IGN)
     err.print(f"{_STOPPED[code]}; run the same command again to go on")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     sys.exit(code)
 
 

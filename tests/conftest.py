@@ -5,10 +5,13 @@ Nothing of wsi2d is imported here before a fixture needs it, so that the kernels
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -90,6 +93,29 @@ class WriteSlide(Protocol):
 
 
 @pytest.fixture(scope="session")
+def load_module() -> Callable[[str], ModuleType]:
+    """Imports a module by its path below this folder: ``load_module("training/tiny_study.py")``."""
+    return _load_module
+
+
+@pytest.fixture(scope="session")
+def tiny(load_module: Callable[[str], ModuleType]) -> ModuleType:
+    """`tiny_study.py`: writes a study that cross-validates in a second."""
+    return load_module("training/tiny_study.py")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Work this small is fastest on one thread, and its numbers do not depend on the machine's cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
 def ellipse() -> type[Ellipse]:
     """The class of places, for tests that paint."""
     return Ellipse
@@ -148,6 +174,18 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
         root / "cohort.csv", root / "features", root / "splits",
         "subtype", ("a", "b"), "months", "status=dead", 16, tuple(slide_ids),
     )  # fmt: skip
+
+
+def _load_module(path: str) -> ModuleType:
+    """By its path: found wherever this folder stands and whatever pytest's import mode puts on `sys.path`."""
+    name = f"tests_{path.removesuffix('.py').replace('/', '_')}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"no loader for {path} beside {__file__}")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def _write_random_features(folder: Path, slide_id: str, *, seed: int, shifted: bool) -> None:

@@ -17,10 +17,13 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished demo: the one that WSI2D_DEMO names, else a small one made here."""
     if os.environ.get("WSI2D_DEMO"):
         return Path(os.environ["WSI2D_DEMO"])
-    from wsi2d.demo.pipeline import run_demo
+    from wsi2d.demo import cohort, pipeline
 
     folder = tmp_path_factory.mktemp("notebook") / "demo"
-    run_demo(folder, slides=16, folds=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cohort, "_CELLS_A_SIDE", (8, 9))
+        patch.setattr(pipeline, "_CLASS_RUNS", pipeline._CLASS_RUNS[:1])
+        pipeline.run_demo(folder, slides=14, folds=2)
     return folder
 
 

@@ -1,10 +1,9 @@
 """Fixtures of the command line's tests: the command in this process, and a study taken through all of it."""
 
-import importlib.util
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,14 +26,8 @@ Cli = Callable[..., Result]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Work this small is fastest on one thread."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def on_one_thread(one_thread: None) -> None:
+    """All tests of this folder."""
 
 
 @pytest.fixture
@@ -76,18 +69,6 @@ def fails(cli: Cli) -> Callable[..., str]:
         return last.removeprefix("error: ")
 
     return run
-
-
-@pytest.fixture(scope="session")
-def tiny() -> ModuleType:
-    """`tiny_study.py` of the training tests: writes a study that cross-validates in a second."""
-    path = Path(__file__).parents[1] / "training" / "tiny_study.py"
-    spec = importlib.util.spec_from_file_location("cli_tests_tiny_study", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"no loader for {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,24 @@ def stopped_by(ended: Ended, number: signal.Signals) -> None:
     assert said(ended) == [f"{STOPPED[number]}; run the same command again to go on"]
 
 
+def stopped_at_any_moment(seed: int, *arguments: object) -> Iterator[Ended]:
+    """A command, stopped again and again at moments that nobody chose, also by an impatient second Ctrl-C."""
+    chance = random.Random(seed)
+    for _ in range(4):
+        number = chance.choice([signal.SIGINT, signal.SIGTERM])
+        with Command(*arguments) as command:
+            assert command.reaches(command.listens)
+            time.sleep(chance.uniform(0, 4))
+            command.signal(number)
+            if chance.random() < 0.3:
+                time.sleep(chance.uniform(0, 0.2))
+                command.signal(number)
+            ended = command.end()
+        if "→" not in ended.out:  # else it had come to its end
+            stopped_by(ended, number)
+        yield ended
+
+
 def refused(ended: Ended, where: Path) -> None:
     """It ended with one line of error, which names a file and a reason."""
     assert ended.code == 2, ended
@@ -297,21 +315,8 @@ def check_end(command: Command, how: str) -> None:
 @STRESS
 @pytest.mark.parametrize("seed", range(3))
 def test_extraction_stopped_at_any_moment(slides: Path, features: dict[str, bytes], tmp_path: Path, seed: int) -> None:
-    """Stopped again and again in one folder, at moments that nobody chose, also by an impatient second Ctrl-C."""
-    chance = random.Random(seed)
     out = tmp_path / "f"
-    for _ in range(4):
-        number = chance.choice([signal.SIGINT, signal.SIGTERM])
-        with Command(*extraction(slides, out)) as command:
-            assert command.reaches(command.listens)
-            time.sleep(chance.uniform(0, 4))
-            command.signal(number)
-            if chance.random() < 0.3:
-                time.sleep(chance.uniform(0, 0.2))
-                command.signal(number)
-            ended = command.end()
-        if "→" not in ended.out:  # else it had come to its end
-            stopped_by(ended, number)
+    for _ in stopped_at_any_moment(seed, *extraction(slides, out)):
         check_extracted(out, features)
     finish_extraction(slides, out, features)
 
@@ -500,26 +505,28 @@ def test_training_stopped(
     finish_training(tiny, path, trained)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+def test_training_stopped_while_its_processes_start(
+    write_study: Callable[..., Path], trained: Path, tmp_path: Path, how: str
+) -> None:
+    """They come to nothing, and say nothing of it."""
+    path = write_study(tmp_path, workers=2)
+    for delay_s in (0.0, 0.5, 1.0, 1.5, 2.0):
+        with Command("train", path) as command:
+            assert command.reaches(lambda command=command: len(command.processes()) > 1)
+            time.sleep(delay_s)
+            check_end(command, how)
+        check_trained(path.with_name("run"), trained)
+
+
 @STRESS
 @pytest.mark.parametrize(("workers", "seed"), [(1, 0), (1, 1), (2, 2), (2, 3)])
 def test_training_stopped_at_any_moment(
     tiny: ModuleType, write_study: Callable[..., Path], trained: Path, tmp_path: Path, workers: int, seed: int
 ) -> None:
-    """Stopped again and again in one folder, at moments that nobody chose, also by an impatient second Ctrl-C."""
-    chance = random.Random(seed)
     path = write_study(tmp_path, workers=workers)
-    for _ in range(4):
-        number = chance.choice([signal.SIGINT, signal.SIGTERM])
-        with Command("train", path) as command:
-            assert command.reaches(command.listens)
-            time.sleep(chance.uniform(0, 4))
-            command.signal(number)
-            if chance.random() < 0.3:
-                time.sleep(chance.uniform(0, 0.2))
-                command.signal(number)
-            ended = command.end()
-        if "→" not in ended.out:  # else it had come to its end
-            stopped_by(ended, number)
+    for _ in stopped_at_any_moment(seed, "train", path):
         check_trained(path.with_name("run"), trained)
     finish_training(tiny, path, trained)
 
@@ -669,8 +676,17 @@ def test_predictions_have_no_room(cli: Any, finished_run: Path, tmp_path: Path) 
         assert content(tmp_path) == {"out.csv": before}, "what was there stays"
 
 
-@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-@pytest.mark.parametrize("verb", ["heatmap", "tissue"])
+@pytest.mark.parametrize(
+    ("verb", "suffix"),
+    [
+        ("heatmap", "png"),
+        ("heatmap", "pdf"),
+        ("heatmap", "svg"),
+        ("tissue", "png"),
+        pytest.param("tissue", "pdf", marks=pytest.mark.slow),
+        pytest.param("tissue", "svg", marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_have_no_room(
     cli: Any, write_slides: Any, finished_run: Path, tmp_path: Path, verb: str, suffix: str
 ) -> None:

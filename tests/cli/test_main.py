@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import wsi2d
+from wsi2d.cli import console
 from wsi2d.errors import SlideError
 
 VERBS = ["tissue", "extract", "splits", "splits make", "train", "evaluate", "predict", "heatmap", "demo"]
@@ -184,6 +186,24 @@ def test_warnings_of_the_library_are_lines_on_stderr(cli: Any, monkeypatch: pyte
     result = cli(PREDICT)
     assert (result.code, result.out) == (0, "2 slides predicted → out.csv\n")
     assert result.err == "warning: slide 'A1': odd [bold]\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+@pytest.mark.parametrize("again", [signal.SIGINT, signal.SIGTERM])
+def test_asked_again_before_it_has_said_that_it_stops(
+    cli: Any, broken: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, again: signal.Signals
+) -> None:
+    broken(error)
+    say = console.err.print
+
+    def interrupted(*words: object, **options: Any) -> None:
+        signal.raise_signal(again)
+        say(*words, **options)
+
+    monkeypatch.setattr(console.err, "print", interrupted)
+    result = cli(PREDICT)
+    assert (result.code, result.out) == (code, "")
+    assert result.err.splitlines()[-1].endswith("; run the same command again to go on")
 
 
 # --- as a process of its own

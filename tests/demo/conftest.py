@@ -1,7 +1,5 @@
 """Fixtures of the demo's tests."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from wsi2d.demo import cohort
@@ -9,14 +7,8 @@ from wsi2d.demo.painting import Painter
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Work this small is fastest on one thread."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def on_one_thread(one_thread: None) -> None:
+    """All tests of this folder."""
 
 
 @pytest.fixture(scope="session")

@@ -68,12 +68,20 @@ def good(
 COHORT_MPP = {"plain": 0.5}
 
 
+@pytest.fixture(scope="module")
+def good_features(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished features of the good slides; read only."""
+    out = tmp_path_factory.mktemp("good_features")
+    assert outcomes(run(good, out, cohort_mpp=COHORT_MPP)) == {"at20x": "done", "at40x": "done", "plain": "done"}
+    return out
+
+
 @pytest.fixture
-def finished(good: Path, tmp_path: Path) -> tuple[Path, Path]:
+def finished(good: Path, good_features: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A folder of slides and one of their finished features, for tests to change."""
     slides, out = tmp_path / "slides", tmp_path / "out"
     shutil.copytree(good, slides)
-    assert outcomes(run(slides, out, cohort_mpp=COHORT_MPP)) == {"at20x": "done", "at40x": "done", "plain": "done"}
+    shutil.copytree(good_features, out)
     return slides, out
 
 
@@ -286,6 +294,48 @@ def test_overwrite_redoes_with_other_settings(finished: tuple[Path, Path]) -> No
     assert run(slides, out, config, cohort_mpp=COHORT_MPP, overwrite=True).count("done") == 3
     assert all((out / name).stat().st_mtime_ns > before for name, before in times.items())
     assert read_features(out / "plain.h5").grid.patch_px == 80
+
+
+def test_a_slide_that_fails_now_keeps_its_file_of_the_same_settings(finished: tuple[Path, Path]) -> None:
+    slides, out = finished
+    before = (out / "at20x.h5").read_bytes()
+    (slides / "at20x.tiff").write_bytes(b"not copied yet")
+    report = run(slides, out, cohort_mpp=COHORT_MPP, overwrite=True)
+    assert outcomes(report) == {"at20x": "failed", "at40x": "done", "plain": "done"}
+    assert [row["slide_id"] for row in failures(out)] == ["at20x"]
+    assert (out / "at20x.h5").read_bytes() == before
+    assert run(slides, out, cohort_mpp=COHORT_MPP).count("skipped") == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [({"patch": {"patch_px": 80}}, {}), ({}, {"slide_mpp": 0.4}), ({}, {"cohort_mpp": {"at20x": 0.4}}), ({}, {})],
+)
+def test_a_slide_that_fails_now_loses_its_file_of_other_settings(
+    finished: tuple[Path, Path], changes: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """And a damaged one: here without a change."""
+    slides, out = finished
+    if not changes and not options:
+        (out / "at20x.h5").write_bytes((out / "at20x.h5").read_bytes()[:-500])
+    (slides / "at20x.tiff").write_bytes(b"not copied yet")
+    report = run(slides / "at20x.tiff", out, settings(**changes), overwrite=True, **options)
+    assert outcomes(report) == {"at20x": "failed"}
+    assert sorted(os.listdir(out)) == ["at40x.h5", "failures.csv", "plain.h5"]
+
+
+def test_a_pixel_size_given_once_and_no_more_is_told(
+    finished: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    slides, out = finished
+    warned = (
+        "1 finished slides were made with a pixel size given then and not now (the first is 'plain'); they are kept"
+    )
+    with caplog.at_level(logging.WARNING, "wsi2d"):
+        assert run(slides, out, cohort_mpp=COHORT_MPP).count("skipped") == 3
+        assert not caplog.messages
+        assert run(slides, out).count("skipped") == 3
+    assert caplog.messages == [f"{warned}, --overwrite does them again"]
 
 
 @pytest.mark.parametrize("workers", [1, 3])

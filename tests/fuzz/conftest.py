@@ -1,9 +1,7 @@
 """Fixtures of the tests with damaged files: the modules of this folder, and one sound file of each kind."""
 
-import importlib.util
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,36 +26,25 @@ class SoundFiles:
 
 
 @pytest.fixture(scope="session")
-def mutations() -> ModuleType:
+def mutations(load_module: Callable[[str], ModuleType]) -> ModuleType:
     """`mutations.py`: damaged copies of a file."""
-    return load("mutations", Path(__file__).with_name("mutations.py"))
+    return load_module("fuzz/mutations.py")
 
 
 @pytest.fixture(scope="session")
-def crafted() -> ModuleType:
+def crafted(load_module: Callable[[str], ModuleType]) -> ModuleType:
     """`crafted.py`: files that are wrong on purpose."""
-    return load("crafted", Path(__file__).with_name("crafted.py"))
+    return load_module("fuzz/crafted.py")
 
 
 @pytest.fixture(scope="session")
-def runner() -> ModuleType:
+def runner(load_module: Callable[[str], ModuleType]) -> ModuleType:
     """`runner.py`: has files read in a process of its own."""
-    return load("runner", Path(__file__).with_name("runner.py"))
+    return load_module("fuzz/runner.py")
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Work this small is fastest on one thread."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def sound(small_study: Any, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> SoundFiles:
+def sound(small_study: Any, tiny: ModuleType, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> SoundFiles:
     """One sound file of each kind."""
     import torch
 
@@ -65,9 +52,8 @@ def sound(small_study: Any, one_thread: None, tmp_path_factory: pytest.TempPathF
     from wsi2d.training.crossval import train
     from wsi2d.training.run import open_run
 
-    study = load("tiny_study", Path(__file__).parents[1] / "training" / "tiny_study.py")
     folder = tmp_path_factory.mktemp("sound")
-    train(study.write_study(folder))
+    train(tiny.write_study(folder))
     run = folder / "run"
     model, _ = open_run(run).model(0, torch.device("cpu"))
     state = dict(model.state_dict())
@@ -88,17 +74,6 @@ def sound(small_study: Any, one_thread: None, tmp_path_factory: pytest.TempPathF
         "resume": folder / "last.safetensors",
     }
     return SoundFiles(files, {"splits": small_study.cohort}, folder)
-
-
-def load(name: str, path: Path) -> ModuleType:
-    """A module by its path, so that it is found whatever pytest's import mode puts on `sys.path`."""
-    spec = importlib.util.spec_from_file_location(f"fuzz_tests_{name}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"no loader for {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,8 +1,6 @@
 """Tissue is found where a pathologist would see it, on slides that mislead: ink, fat, folds, dark edges, odd glass."""
 
-import importlib.util
-import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,16 +52,9 @@ def slides(kinds: Collection[str]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def difficult() -> ModuleType:
+def difficult(load_module: Callable[[str], ModuleType]) -> ModuleType:
     """`difficult.py`: paints the slides and scores what is found on them."""
-    name = "slides_tests_difficult"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("difficult.py"))
-        if spec is None or spec.loader is None:
-            raise ImportError("no loader for difficult.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+    return load_module("slides/difficult.py")
 
 
 @pytest.mark.parametrize(("kind", "seed"), slides(BOUNDS))

@@ -19,6 +19,7 @@ from PIL import Image
 from wsi2d.config import ExtractConfig, PatchConfig
 from wsi2d.errors import SlideError
 from wsi2d.features.extract import extract
+from wsi2d.slides import reader_pool
 from wsi2d.slides.discovery import find_slides
 from wsi2d.slides.reader import open_slide
 from wsi2d.slides.reader_pool import ReaderPool, ReaderProcessError
@@ -163,6 +164,57 @@ def test_processes_end_with_the_pool() -> None:
         process = worker._process
         assert process.poll() is None
     assert process.poll() is not None
+
+
+@pytest.mark.usefixtures("faulty")
+def test_closing_ends_what_still_reads(tmp_path: Path, write_slide: Callable[..., Path]) -> None:
+    """The threads that read take their processes out of the list that is being closed."""
+    slow = painted(write_slide, tmp_path / "hang-read.tiff")
+    with ReaderPool(4) as pool, open_slide(slow, pool=pool) as reader, ThreadPoolExecutor(4) as threads:
+        reads = [threads.submit(reader.read_overview, 4.0) for _ in range(4)]
+        deadline = time.monotonic() + 60
+        while len(pool._started) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        processes = [worker._process for worker in pool._started]
+        pool.close()
+        assert all(process.poll() is not None for process in processes)
+        errors = [str(read.exception(timeout=20)) for read in reads]
+    assert len(processes) == 4
+    assert all("the readers were closed" in error for error in errors), errors
+
+
+def test_a_process_that_starts_while_the_pool_closes_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    class Worker(reader_pool._Worker):
+        def __init__(self) -> None:
+            super().__init__()
+            started.append(self)
+            pool.close()
+
+    monkeypatch.setattr(reader_pool, "_Worker", Worker)
+    pool = ReaderPool()
+    with pytest.raises(ReaderProcessError, match=r"^the readers were closed$"):
+        pool.call("property", "a", "b")
+    assert [worker._process.poll() for worker in started] == [-signal.SIGKILL]
+
+
+@pytest.mark.parametrize("when", ["before", "while it is read"])
+def test_what_a_process_said_last_goes_with_it(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its complaints are asked for in one thread and closed by another."""
+    worker = reader_pool._Worker()
+    worker._process.terminate()
+    worker._process.wait()
+    monkeypatch.setattr(worker._process, "wait", lambda: 7)  # as if it had ended by itself
+    if when == "before":
+        worker.kill()
+        worker.kill()
+    else:
+        monkeypatch.setattr(worker._process, "wait", lambda: worker._complaints.close() or 7)
+    with pytest.raises(ReaderProcessError, match=r"^the readers were closed$"):
+        worker.ask(("ready", ()), 5.0)
+    worker.kill()
+    assert worker._complaints.closed
 
 
 def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:

@@ -1,36 +1,14 @@
 """Fixtures of the training tests."""
 
-import importlib.util
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 
-@pytest.fixture(scope="session")
-def tiny() -> ModuleType:
-    """`tiny_study.py`: writes a study that cross-validates in a second."""
-    name = "training_tests_tiny_study"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("tiny_study.py"))
-        if spec is None or spec.loader is None:
-            raise ImportError("no loader for tiny_study.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are fastest on one thread, and their numbers do not depend on the machine's cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def on_one_thread(one_thread: None) -> None:
+    """All tests of this folder."""
 
 
 @pytest.fixture(scope="session")

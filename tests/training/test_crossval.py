@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from wsi2d.data.splits import read_splits
 from wsi2d.errors import ConfigError, FeatureStoreError, RunError, SplitError, StorageError
 from wsi2d.evaluation.evaluate import evaluate
 from wsi2d.features.store import read_features
-from wsi2d.training.crossval import TrainProgress, train
+from wsi2d.training.crossval import TrainProgress, _undisturbed, train
 from wsi2d.training.run import load_study, open_run
 
 Row = dict[str, float]
@@ -256,6 +257,31 @@ def test_killed_before_the_last_file_was_tidied_away(tiny: ModuleType, study: Pa
     assert not left.exists()
 
 
+def test_interrupts_wait_while_processes_start() -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    done = []
+
+    def disturb() -> None:
+        with _undisturbed():
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+                done.append("undisturbed")
+
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            disturb()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with _undisturbed():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is handlers[signal.SIGTERM]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert len(done) == 2
+
+
 KILLER = """
 import os, signal, sys
 from contextlib import contextmanager
@@ -333,7 +359,10 @@ def test_workers_end_with_their_run(tiny: ModuleType, tmp_path: Path, how: str) 
     for k, names in enumerate((["p02", "p03"], ["p00", "p01"]), start=2):
         tiny.write_fold(tmp_path / "splits", k, train=["p08", "p09", "p10"], val=["p04", "p05"], test=names)
     command = [sys.executable, "-m", "wsi2d.cli.main", "train", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
         while len(list(path.parent.glob("run/fold-*/last.safetensors"))) < 2 and time.monotonic() < deadline:
@@ -456,9 +485,12 @@ def test_changed_settings_are_refused_by_name(
         {"data": {"slides": "elsewhere"}},
     ],
 )
-def test_settings_that_change_no_number_may_change(tiny: ModuleType, study: Path, change: dict[str, Any]) -> None:
-    train(study)
-    before = tiny.result_bytes(study.with_name("run"))
+def test_settings_that_change_no_number_may_change(
+    tiny: ModuleType, finished_run: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    study = tmp_path / "study" / "run.yaml"
+    shutil.copytree(finished_run.parent, study.parent)
+    before = tiny.result_bytes(finished_run)
     told = Told()
     evaluation = train(tiny.changed(study, **change), progress=told)
     assert ("epoch", 0) not in told.events

@@ -19,7 +19,7 @@ from wsi2d.compute import available_cores, map_ahead, resolve_device, torch_thre
 from wsi2d.config import ExtractConfig
 from wsi2d.errors import ConfigError, FeatureStoreError, SlideError
 from wsi2d.features.encoders import Encoder, get_encoder
-from wsi2d.features.store import FeatureWriter, Provenance, feature_path, read_header
+from wsi2d.features.store import FeatureHeader, FeatureWriter, Provenance, feature_path, read_header
 from wsi2d.files import make_folder, partial_path, remove, write_text
 from wsi2d.slides.discovery import SlideFile
 from wsi2d.slides.patching import PatchGrid, make_patch_grid
@@ -91,7 +91,7 @@ def extract(
         config: encoder, patches, tissue, batch size, reading processes and device.
         slide_mpp: level-0 pixel size of every slide, µm/px; goes before all else.
         cohort_mpp: level-0 pixel size by slide id, µm/px; goes before the header.
-        overwrite: redo finished slides too.
+        overwrite: redo finished slides too; where one fails now, its file stays if it was made with these settings.
         progress: told what happens.
 
     Raises:
@@ -107,7 +107,8 @@ def extract(
             f"patch_px {config.patch.patch_px}: encoder '{encoder.name}' needs at least {encoder.min_patch_px}"
         )
     make_folder(out, "give another --out")
-    finished = set() if overwrite else _finished(slides, out, config, encoder, slide_mpp, cohort_mpp or {})
+    given = {f.slide_id: slide_mpp if slide_mpp is not None else (cohort_mpp or {}).get(f.slide_id) for f in slides}
+    finished = set() if overwrite else _finished(slides, out, config, encoder, given)
     outcomes = []
     with ReaderPool(config.workers, limit_s=config.read_limit_s) as pool:
         for file in slides:
@@ -126,7 +127,9 @@ def extract(
                         outcome = _extract_slide(reader, out, config, encoder, progress)
                 except SlideError as error:
                     outcome = SlideOutcome(file.slide_id, file.path, "failed", error=str(error))
-                    remove(feature_path(out, file.slide_id))  # one of earlier settings, that was to be overwritten
+                    earlier = feature_path(out, file.slide_id)
+                    if not _is_as_asked(earlier, config, encoder, given[file.slide_id]):
+                        remove(earlier)
             progress.slide_finished(outcome)
             outcomes.append(outcome)
     report = ExtractReport(tuple(outcomes))
@@ -197,12 +200,7 @@ def _as_configured(chosen_by: Mapping[str, float]) -> dict[str, float]:
 
 
 def _finished(
-    slides: Iterable[SlideFile],
-    out: Path,
-    config: ExtractConfig,
-    encoder: Encoder,
-    slide_mpp: float | None,
-    cohort_mpp: Mapping[str, float],
+    slides: Iterable[SlideFile], out: Path, config: ExtractConfig, encoder: Encoder, given: Mapping[str, float | None]
 ) -> set[str]:
     """Ids of slides whose file is complete and was made with these very settings.
 
@@ -219,32 +217,11 @@ def _finished(
         except FeatureStoreError as error:
             logger.warning("%s", error)
             continue
-        provenance, grid = header.provenance, header.geometry
-        made = {
-            "encoder": provenance.encoder_hash,
-            "patch.patch_px": grid.patch_px,
-            "patch.mpp": grid.mpp,
-            "patch.overlap_px": grid.overlap_px,
-            **_as_configured(json.loads(provenance.tissue)),
-        }
-        asked = {
-            "encoder": encoder.fingerprint,
-            "patch.patch_px": config.patch.patch_px,
-            "patch.mpp": config.patch.mpp,
-            "patch.overlap_px": config.patch.overlap_px,
-            **_as_configured(_chosen_by(config)),
-        }
-        given = slide_mpp if slide_mpp is not None else cohort_mpp.get(file.slide_id)
-        if given is not None:
-            made["slide_mpp"], asked["slide_mpp"] = provenance.slide_mpp, given
-        elif provenance.mpp_source in {"user", "cohort"}:
-            by_hand.append(file.slide_id)
-        differs = [key for key in asked if made.get(key) != asked[key]]
+        differs = _difference(header, config, encoder, given[file.slide_id])
         if differs:
-            key = differs[0]
-            raise ConfigError(
-                f"{path}: was made with {key} {made.get(key)}, not {asked[key]}; use another --out, or --overwrite"
-            )
+            raise ConfigError(f"{path}: was made with {differs}; use another --out, or --overwrite")
+        if given[file.slide_id] is None and header.provenance.mpp_source in {"user", "cohort"}:
+            by_hand.append(file.slide_id)
         finished.add(file.slide_id)
     if by_hand:
         logger.warning(
@@ -252,6 +229,37 @@ def _finished(
             "--overwrite does them again", len(by_hand), by_hand[0],
         )  # fmt: skip
     return finished
+
+
+def _is_as_asked(path: Path, config: ExtractConfig, encoder: Encoder, given_mpp: float | None) -> bool:
+    """Whether a feature file is there, sound, and was made with these very settings."""
+    try:
+        return not _difference(read_header(path), config, encoder, given_mpp)
+    except FeatureStoreError:
+        return False
+
+
+def _difference(header: FeatureHeader, config: ExtractConfig, encoder: Encoder, given_mpp: float | None) -> str:
+    """The first setting in which a file differs from what is asked, as ``patch.mpp 0.5, not 0.6``; empty for none."""
+    provenance, grid = header.provenance, header.geometry
+    made = {
+        "encoder": provenance.encoder_hash,
+        "patch.patch_px": grid.patch_px,
+        "patch.mpp": grid.mpp,
+        "patch.overlap_px": grid.overlap_px,
+        **_as_configured(json.loads(provenance.tissue)),
+        "slide_mpp": provenance.slide_mpp,
+    }
+    asked = {
+        "encoder": encoder.fingerprint,
+        "patch.patch_px": config.patch.patch_px,
+        "patch.mpp": config.patch.mpp,
+        "patch.overlap_px": config.patch.overlap_px,
+        **_as_configured(_chosen_by(config)),
+    }
+    if given_mpp is not None:
+        asked["slide_mpp"] = given_mpp
+    return next((f"{key} {made.get(key)}, not {asked[key]}" for key in asked if made.get(key) != asked[key]), "")
 
 
 def _write_failures(path: Path, failures: Sequence[SlideOutcome]) -> None:

@@ -34,6 +34,7 @@ READ_LIMIT_S = 120.0
 _START_LIMIT_S = 120.0  # a reader imports its packages, perhaps from slow storage, while every core is busy
 _PIPE_BYTES = 2**20  # a patch at once, where the system lets a pipe be as large
 _MEMORY_BYTES = 8 * 2**30  # what a reader may take; the largest plain image that Pillow opens takes some 2 GB
+_CLOSED = "the readers were closed"
 # The child finds this very package wherever its parent found it: in a checkout, an installation or a notebook's path.
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from wsi2d.slides.reader_pool import serve; serve()"
 
@@ -94,13 +95,16 @@ class ReaderPool:
             if worker is None:
                 worker = _Worker()
                 self._started.append(worker)
+                if self._closed:  # meanwhile, perhaps before the new process was in the list
+                    raise ReaderProcessError(_CLOSED)
             return worker.ask((name, arguments), self._limit_s)
         except (SlideError, _Refused):
             raise
         except BaseException:  # also an interrupt: an answer that nobody fetched would be taken for the next one's
             if worker is not None:
                 worker.kill()
-                self._started.remove(worker)
+                with suppress(ValueError):  # interrupted before it was in the list
+                    self._started.remove(worker)
             worker = None
             raise
         finally:
@@ -109,7 +113,7 @@ class ReaderPool:
     def close(self) -> None:
         """End the processes, also those that are reading: what waits for them gets an error."""
         self._closed = True
-        for worker in self._started:
+        for worker in self._started.copy():  # whoever waits for one takes it out of the list
             worker.kill()
 
     def _take(self) -> _Worker | None:
@@ -118,7 +122,7 @@ class ReaderPool:
                 return self._idle.get(timeout=0.5)
             except queue.Empty:
                 continue
-        raise ReaderProcessError("the readers were closed")
+        raise ReaderProcessError(_CLOSED)
 
 
 class PooledSource:
@@ -157,7 +161,7 @@ class _Worker:
     """One reader process and the pipe to it."""
 
     def __init__(self) -> None:
-        self._late = False
+        self._late = self._killed = False
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(sys.path)],
@@ -193,11 +197,12 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process, whatever it is doing; again is no harm."""
+        self._killed = True
         self._process.kill()
         self._process.wait()
-        for pipe in self._pipes():
+        for file in (*self._pipes(), self._complaints):
             with suppress(OSError, ValueError):  # what was not sent any more, or a pipe that is being read
-                pipe.close()
+                file.close()
 
     def _pipes(self) -> tuple[IO[bytes], BufferedReader]:
         if self._process.stdin is None or not isinstance(self._process.stdout, BufferedReader):
@@ -226,12 +231,17 @@ class _Worker:
 
     def _how_it_ended(self, limit_s: float) -> str:
         code = self._process.wait()
+        if self._killed:
+            return _CLOSED
         if self._late:
             return f"no answer within {limit_s:g} s"
         if code < 0:
             return f"the decoder crashed with {signal.Signals(-code).name}"
-        self._complaints.seek(0)
-        said = self._complaints.read().decode("utf-8", "replace").split("\n")
+        try:
+            self._complaints.seek(0)
+            said = self._complaints.read().decode("utf-8", "replace").split("\n")
+        except ValueError:  # closed by another thread's `kill`
+            return _CLOSED
         return next((line.strip() for line in reversed(said) if line.strip()), f"the reader ended with code {code}")
 
 

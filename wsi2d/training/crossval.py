@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -93,8 +94,9 @@ def _run_folds(config: RunConfig, study: Study, todo: Sequence[SlideFold], progr
     context = _process_context()
     held, hold = context.Pipe(duplex=False)
     with hold, ProcessPoolExecutor(workers, context, initializer=_end_when_let_go, initargs=(held,)) as pool:
-        jobs = {pool.submit(_fold_job, config, fold.index, threads): fold.index for fold in todo}
         try:
+            with _undisturbed():
+                jobs = {pool.submit(_fold_job, config, fold.index, threads): fold.index for fold in todo}
             for job in as_completed(jobs):
                 job.result()
                 progress.fold_done(jobs[job])
@@ -123,7 +125,32 @@ def _process_context() -> multiprocessing.context.BaseContext:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # Once the server has imported what it needs and answers, processes start at once.
+    first = context.Process(target=int, daemon=True)
+    first.start()
+    first.join()
     return context
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Interrupts and terminations wait for the block's end: a process that is left while it starts complains, since
+    the locks that it was to share are gone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _end_when_let_go(held: Connection) -> None:
