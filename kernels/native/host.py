@@ -5,6 +5,7 @@ This module needs numba and numpy.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
@@ -121,7 +122,7 @@ def _rates(A: Tensor) -> Tensor:
 def _lanes(values: Tensor | None, dim: int) -> Tensor:
     """``[dim]`` filled up to whole vectors with zeros; all zeros where there are none."""
     if values is None:
-        return torch.zeros(dim + -dim % LANES)
+        return torch.zeros(dim + -dim % LANES, dtype=torch.float32, device="cpu")
     return torch.nn.functional.pad(values.float(), (0, -dim % LANES))
 
 
@@ -149,13 +150,6 @@ class _Work:
         """Blocks of channels; a block of one image is a unit of work."""
         return -(-self.size[3] // LANES)
 
-    @property
-    def threads(self) -> int:
-        """Threads that it is worth."""
-        if self.size.numel() * self.states <= _SMALL:
-            return 1
-        return min(self.size[0] * self.blocks, torch.get_num_threads())
-
 
 def _work(
     size: torch.Size, state: int, parameters: Sequence[Tensor], grids: Sequence[Tensor | None], *options: int
@@ -168,46 +162,89 @@ def _work(
     return _Work(np.array(numbers, np.int64), (*parameters, *grids), size, states)
 
 
-def _forward(kernels: ModuleType, work: _Work) -> None:
-    floats, units, threads = kernels.forward_scratch(work.plan), work.size[0] * work.blocks, work.threads
+def _threads_of(grid: Tensor, state: int) -> int:
+    """Threads that a scan is worth: torch's, but one for a small grid."""
+    return 1 if grid.numel() * state <= _SMALL else torch.get_num_threads()
 
-    def scan(thread: int) -> None:
+
+def _state_groups(grid: Tensor, state: int) -> list[slice]:
+    """States that are scanned apart from each other: as many groups as it takes to give each thread something to do,
+    where there are fewer units of work than threads. All of them where there are enough."""
+    units, blocks = grid.shape[0] * -(-grid.shape[3] // LANES), -(-state // STATES)
+    groups = max(1, min(blocks, _threads_of(grid, state) // units))
+    borders = [blocks * k // groups * STATES for k in range(groups)] + [state]
+    return [slice(first, last) for first, last in itertools.pairwise(borders)]
+
+
+def _forward(kernels: ModuleType, works: Sequence[_Work], threads: int) -> None:
+    """Run a forward kernel for one or more groups of states."""
+
+    def scan(work: _Work, floats: int, first: int, last: int) -> None:
         scratch = _scratch_of_thread(floats)
-        first, last = units * thread // threads, units * (thread + 1) // threads
         kernels.forward(work.plan, first, last, scratch.ctypes.data)
 
-    _threads.run([partial(scan, thread) for thread in range(threads)])
+    jobs = []
+    for work in works:
+        floats, units = kernels.forward_scratch(work.plan), work.size[0] * work.blocks
+        shares = max(1, min(units, threads // len(works)))
+        jobs += [partial(scan, work, floats, units * k // shares, units * (k + 1) // shares) for k in range(shares)]
+    _threads.run(jobs)
 
 
-def _backward(kernels: ModuleType, work: _Work, per_cell: int, per_channel: int) -> tuple[list[Tensor], Tensor]:
-    """Run a backward kernel.
+def _backward(
+    kernels: ModuleType, works: Sequence[_Work], threads: int, per_cell: int, per_channel: int
+) -> list[tuple[list[Tensor], Tensor]]:
+    """Run a backward kernel for one or more groups of states.
 
     Args:
         per_cell: how many gradients it sums over channels.
-        per_channel: how many numbers of a channel it sums over cells.
+        per_channel: how many numbers of a channel it sums over cells, beside as many times the states.
 
     Returns:
-        Those of cells, each ``[images, height, width, states]``, and ``[dim, per_channel]``.
+        For each group those of cells, each ``[images, height, width, states]``, and those of channels ``[dim, …]``.
     """
-    images, height, width, dim = work.size
-    floats, blocks, threads = kernels.backward_scratch(work.plan), work.blocks, work.threads
-    # Parts of an image that different threads may take sum over their channels apart. Few images are cut so that each
-    # thread has as many parts.
-    parts = min(blocks, threads // math.gcd(images, threads)) if images < 4 * threads else 1
-    cells = [torch.zeros(parts, images, height, width, work.states) for _ in range(per_cell)]
-    channels = torch.empty(images, blocks, per_channel, LANES)
 
-    def scan(thread: int) -> None:
+    def scan(work: _Work, floats: int, parts: int, jobs: range, cells: list[Tensor], channels: Tensor) -> None:
         scratch = _scratch_of_thread(floats)
-        for job in range(thread, images * parts, threads):
+        for job in jobs:
             image, part = divmod(job, parts)
-            first, last = image * blocks + blocks * part // parts, image * blocks + blocks * (part + 1) // parts
+            first, last = (image * work.blocks + work.blocks * k // parts for k in (part, part + 1))
             addresses = [sums[part].data_ptr() for sums in cells]
             kernels.backward(work.plan, first, last, scratch.ctypes.data, *addresses, channels.data_ptr())
 
-    _threads.run([partial(scan, thread) for thread in range(threads)])
-    totals = channels.sum(0).transpose(1, 2).reshape(-1, per_channel)[:dim]
-    return [sums[0] if parts == 1 else sums.sum(0) for sums in cells], totals
+    jobs, sums = [], []
+    for work in works:
+        (images, height, width, _), blocks = work.size, work.blocks
+        floats, shares = kernels.backward_scratch(work.plan), max(1, min(images * blocks, threads // len(works)))
+        # Parts of an image that different threads may take sum over their channels apart. Few images are cut so that
+        # each thread has as many parts.
+        parts = min(blocks, shares // math.gcd(images, shares)) if images < 4 * shares else 1
+        cells = [_zeros(parts, images, height, width, work.states) for _ in range(per_cell)]
+        channels = _empty(images, blocks, kernels.SUMS_OF_STATES * work.states + per_channel, LANES)
+        sums.append((cells, channels))
+        whole = range(images * parts)
+        jobs += [partial(scan, work, floats, parts, whole[k::shares], cells, channels) for k in range(shares)]
+    _threads.run(jobs)
+    results = []
+    for work, (cells, channels) in zip(works, sums, strict=True):
+        totals = channels.sum(0).transpose(1, 2).reshape(-1, channels.shape[2])[: work.size[3]]
+        results.append(([part[0] if len(part) == 1 else part.sum(0) for part in cells], totals))
+    return results
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of the groups' parts, in the first one's memory."""
+    for part in parts[1:]:
+        parts[0].add_(part)
+    return parts[0]
 
 
 # --- the scans -----------------------------------------------------------------------------------------------------
@@ -218,11 +255,27 @@ def selective_forward(
     D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, softplus: bool,
 ) -> Tensor:  # fmt: skip
     """The output in float32; arguments as :func:`wsi2d.kernels.scan2d.selective_scan_2d` describes them."""
-    out = torch.empty(u.shape)
-    if out.numel():
-        grids = _channels(u), _channels(delta), _states(B), _states(C), _channels(z), out
-        _forward(selective, _selective_work(grids, A, D, delta_bias, softplus))
-    return out
+    if not u.numel():
+        return _empty(*u.shape)
+    groups = _state_groups(u, A.shape[1])
+    outs = [_empty(*u.shape) for _ in groups]
+    inside = len(groups) == 1  # skip and gate: of all states together
+    u_, delta_, z_ = _channels(u), _channels(delta), _channels(z) if inside else None
+    works = [
+        _selective_work(
+            (u_, delta_, _states(B[..., group]), _states(C[..., group]), z_, out),
+            A[:, group], D if inside else None, delta_bias, softplus,
+        )
+        for group, out in zip(groups, outs, strict=True)
+    ]  # fmt: skip
+    _forward(selective, works, _threads_of(u, A.shape[1]))
+    y = _total(outs)
+    if not inside:
+        if D is not None:
+            y.addcmul_(D.float(), u.float())
+        if z is not None:
+            y.mul_(torch.nn.functional.silu(z.float()))
+    return y
 
 
 def selective_backward(
@@ -231,17 +284,44 @@ def selective_backward(
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of all arguments but the last, in their order and in float32; None for those that are not there."""
     if not u.numel():
-        return [None if t is None else torch.zeros(t.shape) for t in (u, delta, A, B, C, D, z, delta_bias)]
-    grad_u, grad_delta, grad_z = torch.empty(u.shape), torch.empty(u.shape), None if z is None else torch.empty(u.shape)
-    grids = _channels(u), _channels(delta), _states(B), _states(C), _channels(z)
-    gradients = _channels(grad_out), grad_u, grad_delta, grad_z
-    work = _selective_work((*grids, *gradients), A, D, delta_bias, softplus)
-    cells, totals = _backward(selective, work, 2, work.states + 2)
-    grad_B, grad_C = (sums[..., : A.shape[1]].reshape(B.shape) for sums in cells)
-    grad_A = totals[:, : A.shape[1]].clone()
-    grad_D = None if D is None else totals[:, -2].clone()
-    grad_bias = None if delta_bias is None else totals[:, -1].clone()
+        return [None if t is None else _zeros(*t.shape) for t in (u, delta, A, B, C, D, z, delta_bias)]
+    groups = _state_groups(u, A.shape[1])
+    inside = len(groups) == 1
+    q, grad_z = _channels(grad_out), None
+    if z is not None and inside:
+        grad_z = _empty(*u.shape)
+    elif z is not None:
+        y = selective_forward(u, delta, A, B, C, D, None, delta_bias, softplus)
+        gate = torch.sigmoid(z.float())
+        grad_z = grad_out * y * gate * (1 + z * (1 - gate))
+        q = _channels(grad_out * z * gate)
+    assert q is not None
+    grads = [(_empty(*u.shape), _empty(*u.shape)) for _ in groups]
+    u_, delta_, z_ = _channels(u), _channels(delta), _channels(z) if inside else None
+    works = [
+        _selective_work(
+            (u_, delta_, _states(B[..., group]), _states(C[..., group]), z_, q, *grad, grad_z if inside else None),
+            A[:, group], D if inside else None, delta_bias, softplus,
+        )
+        for group, grad in zip(groups, grads, strict=True)
+    ]  # fmt: skip
+    results = _backward(selective, works, _threads_of(u, A.shape[1]), 2, 2)
+    grad_u, grad_delta = (_total(parts) for parts in zip(*grads, strict=True))
+    grad_D = None if D is None else results[0][1][:, -2].clone()
+    if D is not None and not inside:
+        grad_u.addcmul_(D.float(), q)
+    grad_bias = None if delta_bias is None else _total([totals[:, -1].clone() for _, totals in results])
+    grad_A, grad_B, grad_C = (
+        _side_by_side(parts, groups)
+        for parts in ([totals for _, totals in results], *zip(*(cells for cells, _ in results), strict=True))
+    )
+    grad_B, grad_C = grad_B.reshape(B.shape), grad_C.reshape(C.shape)  # one column may have been scanned as one row
     return [grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias]
+
+
+def _side_by_side(parts: Sequence[Tensor], groups: Sequence[slice]) -> Tensor:
+    """What the groups found for their states, without those that only fill up a block, ``[…, state]``."""
+    return torch.cat([part[..., : g.stop - g.start] for part, g in zip(parts, groups, strict=True)], -1)
 
 
 def _selective_work(
@@ -262,12 +342,17 @@ def wavefront_forward(
     B_t: Tensor, B_l: Tensor, C: Tensor, D: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The output in float32; arguments as :func:`wsi2d.kernels.scan2d.wavefront_scan_2d` describes them."""
-    out = torch.empty(x.shape)
-    if out.numel():
-        grids = _channels(x), _channels(delta_t), _channels(delta_l), _states(B_t), _states(B_l), _states(C), out
-        parameters = _rates(A_t), _rates(A_l), _lanes(D, x.shape[3])
-        _forward(wavefront, _work(x.shape, A_t.shape[1], parameters, grids))
-    return out
+    if not x.numel():
+        return _empty(*x.shape)
+    groups = _state_groups(x, A_t.shape[1])
+    outs = [_empty(*x.shape) for _ in groups]
+    cells = _channels(x), _channels(delta_t), _channels(delta_l)
+    works = [
+        _wavefront_work(cells, (B_t, B_l, C), (out,), (A_t, A_l), D if k == 0 else None, group)
+        for k, (group, out) in enumerate(zip(groups, outs, strict=True))
+    ]
+    _forward(wavefront, works, _threads_of(x, A_t.shape[1]))
+    return _total(outs)
 
 
 def wavefront_backward(
@@ -276,13 +361,35 @@ def wavefront_backward(
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of all arguments in their order and in float32; None for a D that is not there."""
     if not x.numel():
-        return [None if t is None else torch.zeros(t.shape) for t in (x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D)]
-    state = A_t.shape[1]
-    gradients = [torch.empty(x.shape) for _ in range(3)]
-    inputs = _channels(x), _channels(delta_t), _channels(delta_l), _states(B_t), _states(B_l), _states(C)
-    parameters = _rates(A_t), _rates(A_l), _lanes(D, x.shape[3])
-    work = _work(x.shape, state, parameters, (*inputs, _channels(grad_out), *gradients))
-    cells, totals = _backward(wavefront, work, 3, 2 * work.states + 1)
-    grad_A_t, grad_A_l = totals[:, :state].clone(), totals[:, work.states : work.states + state].clone()
-    grad_D = None if D is None else totals[:, -1].clone()
-    return [*gradients, grad_A_t, grad_A_l, *(sums[..., :state] for sums in cells), grad_D]
+        return [None if t is None else _zeros(*t.shape) for t in (x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D)]
+    groups = _state_groups(x, A_t.shape[1])
+    grads = [[_empty(*x.shape) for _ in range(3)] for _ in groups]
+    cells, q = (_channels(x), _channels(delta_t), _channels(delta_l)), _channels(grad_out)
+    works = [
+        _wavefront_work(cells, (B_t, B_l, C), (q, *grad), (A_t, A_l), D if k == 0 else None, group)
+        for k, (group, grad) in enumerate(zip(groups, grads, strict=True))
+    ]
+    results = _backward(wavefront, works, _threads_of(x, A_t.shape[1]), 3, 1)
+    grad_D = None if D is None else results[0][1][:, -1].clone()
+    grad_A_l = [totals[:, work.states :] for work, (_, totals) in zip(works, results, strict=True)]
+    of_states = ([totals for _, totals in results], grad_A_l, *zip(*(cells for cells, _ in results), strict=True))
+    return [
+        *(_total(parts) for parts in zip(*grads, strict=True)),
+        *(_side_by_side(parts, groups) for parts in of_states),
+        grad_D,
+    ]
+
+
+def _wavefront_work(
+    cells: Sequence[Tensor | None],
+    states: Sequence[Tensor],
+    others: Sequence[Tensor | None],
+    A: Sequence[Tensor],
+    D: Tensor | None,
+    group: slice,
+) -> _Work:
+    first = cells[0]
+    assert first is not None
+    parameters = *(_rates(values[:, group]) for values in A), _lanes(D, first.shape[3])
+    grids = *cells, *(_states(values[..., group]) for values in states), *others
+    return _work(first.shape, group.stop - group.start, parameters, grids)

@@ -66,6 +66,7 @@ class Parameters(NamedTuple):
     bias: int
 
 
+SUMS_OF_STATES = 1  # numbers of a channel and a state that the backward sums over cells: of A
 HEADER = len(Shape._fields) + len(Parameters._fields)
 FORWARD = ("u", "delta", "B", "C", "z", "out")
 BACKWARD = ("u", "delta", "B", "C", "z", "grad_out", "grad_u", "grad_delta", "grad_z")

@@ -61,6 +61,7 @@ class Parameters(NamedTuple):
     D: int
 
 
+SUMS_OF_STATES = 2  # numbers of a channel and a state that the backward sums over cells: of both A
 HEADER = len(Shape._fields) + len(Parameters._fields)
 FORWARD = ("x", "delta_t", "delta_l", "B_t", "B_l", "C", "out")
 BACKWARD = ("x", "delta_t", "delta_l", "B_t", "B_l", "C", "grad_out", "grad_x", "grad_delta_t", "grad_delta_l")

@@ -1,0 +1,139 @@
+"""The CPU kernels' own parts: the functions of their SIMD layer, processors without AVX-512, threads, the cache."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+numba = pytest.importorskip("numba")
+
+from wsi2d.kernels.native import simd  # noqa: E402 - numba may be missing
+from wsi2d.kernels.native.cells import sigmoid, softplus  # noqa: E402
+from wsi2d.kernels.native.host import aligned  # noqa: E402
+from wsi2d.kernels.native.jit import cache_folder  # noqa: E402
+
+SPECIAL = [0.0, -0.0, 1e-30, -1e-30, 88.0, -87.0, float("nan")]
+
+
+def apply(function: Any, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A function of a vector, of many numbers."""
+
+    @numba.njit(error_model="numpy")
+    def run(source: int, target: int, count: int) -> None:
+        for at in range(0, count, simd.LANES):
+            simd.store(target, at, function(simd.load(source, at)))
+
+    count = -(-len(values) // simd.LANES) * simd.LANES
+    source, target = aligned(count), aligned(count)
+    source[:] = 0
+    source[: len(values)] = values
+    run(source.ctypes.data, target.ctypes.data, count)
+    return target[: len(values)].copy()
+
+
+@numba.njit
+def _softplus(x: Any) -> Any:
+    return softplus(x)[0]
+
+
+@numba.njit
+def _slope(x: Any) -> Any:
+    return softplus(x)[1]
+
+
+FUNCTIONS = {
+    "exp2": (simd.exp2, np.exp2, 2e-7, (-100, 100)),
+    "exp": (simd.exp, np.exp, 3e-7, (-80, 80)),
+    "softplus": (_softplus, lambda x: np.logaddexp(0, x), 4e-7, (-80, 80)),
+    "slope of softplus": (_slope, lambda x: np.exp(-np.logaddexp(0, -x)), 4e-7, (-80, 80)),
+    "sigmoid": (sigmoid, lambda x: np.exp(-np.logaddexp(0, -x)), 4e-7, (-80, 80)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_is_close_everywhere(name: str) -> None:
+    function, want, tolerance, (low, high) = FUNCTIONS[name]
+    values = np.concatenate([np.linspace(low, high, 20_001), np.linspace(-1, 1, 2_001), SPECIAL]).astype(np.float32)
+    got, wanted = apply(function, values), want(values.astype(np.float64))
+    assert np.array_equal(np.isnan(got), np.isnan(values))
+    finite = ~np.isnan(values)
+    error = np.abs(got[finite] - wanted[finite]) / wanted[finite]
+    assert error.max() < tolerance, values[finite][error.argmax()]
+
+
+def test_exp2_at_the_ends() -> None:
+    values = np.array([0, 1, -1, 10, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf], np.float32)
+    got = apply(simd.exp2, values)
+    assert got[:4].tolist() == [1.0, 2.0, 0.5, 1024.0]
+    assert (got[[4, 6, 8]] > 1e38).all()
+    assert (got[[5, 7, 9]] < 2e-38).all()
+    assert (got >= 0).all()
+
+
+WITHOUT_AVX512 = """
+from wsi2d.kernels.check import check_backends
+from wsi2d.kernels.native import simd
+assert simd.INSTRUCTIONS == "AVX2" and simd.LANES == 8, simd.INSTRUCTIONS
+checks = [check for check in check_backends(timed=False) if check.backend == "native"]
+assert [check.ok for check in checks] == [True, True], checks
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AVX2 is of x86 processors")
+def test_a_processor_without_avx512(tmp_path: Path) -> None:
+    features = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_AVX512], env=os.environ | features, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dim", [3, 16, 40])
+def test_more_threads_than_channel_blocks_share_the_states(
+    oracle: ModuleType, harness: ModuleType, operator: Any, dim: int
+) -> None:
+    inputs = harness.make_inputs((40, 41), dim, 18, dtype=torch.float32, batch=1, operator=operator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        harness.check(oracle, inputs, backend="native")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_defaults_of_torch_do_not_reach_the_kernels(harness: ModuleType, operator: Any) -> None:
+    inputs = harness.make_inputs((5, 7), 20, 5, dtype=torch.float32, operator=operator)
+    grad_out = harness.make_grad(inputs)
+    want = harness.run_scan(inputs, grad_out, True, "native")
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = harness.run_scan(inputs, grad_out, True, "native")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got[0], want[0])
+    for name, grad in got[1].items():
+        assert torch.equal(grad, want[1][name]), name
+
+
+def test_compiled_kernels_are_kept_by_version_and_where_they_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
+    assert cache_folder().is_relative_to(tmp_path / "wsi2d")
+    assert cache_folder().name.startswith("scan2d-")
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if sys.platform == "linux":
+        assert cache_folder().parent == tmp_path / "cache" / "wsi2d"
+    other = cache_folder()
+    monkeypatch.setattr(numba, "__version__", "0.0")
+    assert cache_folder() != other
