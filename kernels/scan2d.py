@@ -62,27 +62,37 @@ def available_backends() -> tuple[str, ...]:
     return ("torch", "native") if _has_numba() else ("torch",)
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype, name: str | None = None) -> tuple[str, str]:
+def choose_backend(
+    device: torch.device, dtype: torch.dtype, name: str | None = None, *, argument: str = "u"
+) -> tuple[str, str]:
     """The backend that a call gets, and why.
 
     Args:
         device, dtype: of the tensors.
         name: what the caller asks for; None for the variable ``WSI2D_SCAN_BACKEND``, else the best one.
+        argument: the tensor that an error names.
 
     Raises:
         ValueError: the backend is not there, or does not take these tensors.
     """
-    if name is not None:
-        return _usable(name, "backend", device, dtype), "asked for"
-    if (named := os.environ.get(BACKEND_VARIABLE)) and dtype != torch.float64:
-        return _usable(named, BACKEND_VARIABLE, device, dtype), f"{BACKEND_VARIABLE} is set"
-    if dtype == torch.float64:
+    asked_by, reason = "backend", "asked for"
+    if name is None and dtype == torch.float64:
         return "torch", "the one for float64"
-    if device.type != "cpu":
-        return "torch", f"the one for {device.type}"
-    if _has_numba():
-        return "native", "the fastest on a CPU"
-    return "torch", "numba is not installed, `native` needs it"
+    if name is None and (name := os.environ.get(BACKEND_VARIABLE) or None) is not None:
+        asked_by, reason = BACKEND_VARIABLE, f"{BACKEND_VARIABLE} is set"
+    if name is None:
+        if device.type != "cpu":
+            return "torch", f"the one for {device.type}"
+        return ("native", "the fastest on a CPU") if _has_numba() else ("torch", "`native` needs numba")
+    if name not in available_backends():
+        raise ValueError(f"{asked_by} is '{name}', it should be one of {', '.join(available_backends())}")
+    if name == "native" and dtype == torch.float64:
+        raise ValueError(
+            f"{argument} is float64, it should be float32 or half for {asked_by} 'native'; or take 'torch'"
+        )
+    if name == "native" and device.type != "cpu":
+        raise ValueError(f"{argument} is on {device}, it should be on the CPU for {asked_by} 'native'")
+    return name, reason
 
 
 @cache
@@ -90,14 +100,11 @@ def _has_numba() -> bool:
     return find_spec("numba") is not None
 
 
-def _usable(name: str, asked_by: str, device: torch.device, dtype: torch.dtype) -> str:
-    if name not in available_backends():
-        raise ValueError(f"{asked_by} is '{name}', it should be one of {', '.join(available_backends())}")
-    if name == "native" and device.type != "cpu":
-        raise ValueError(f"{asked_by} is 'native', it should be 'torch' for tensors on {device}")
-    if name == "native" and dtype == torch.float64:
-        raise ValueError(f"{asked_by} is 'native', it should be 'torch' for float64")
-    return name
+def _named(backend: str | None) -> str:
+    """A backend as the operators take it; the empty string leaves the choice to them."""
+    if backend == "":
+        raise ValueError(f"backend is '', it should be one of {', '.join(available_backends())}")
+    return backend or ""
 
 
 # --- selective scan ------------------------------------------------------------------------------------------------
@@ -120,7 +127,7 @@ def selective_scan_2d(
 
     Args:
         u: input ``[batch, height, width, dim]``, float16, bfloat16, float32 or float64. Half precisions are computed
-            in float32 inside.
+            in float32 inside; other arguments may be float32 beside them.
         delta: step sizes, as ``u``.
         A: state matrix ``[dim, state]``, usually negative.
         B, C: input and output projections ``[batch, height, width, state]``.
@@ -141,7 +148,7 @@ def selective_scan_2d(
     """
     tensors = _alike_under_autocast((u, delta, A, B, C, D, z, delta_bias), _SELECTIVE[1])
     _check(_SELECTIVE, tensors)
-    out: Tensor = _selective(*tensors, delta_softplus, backend or "")
+    out: Tensor = _selective(*tensors, delta_softplus, _named(backend))
     return out
 
 
@@ -245,7 +252,7 @@ def wavefront_scan_2d(
 
     Args:
         x: input ``[batch, height, width, dim]``, float16, bfloat16, float32 or float64. Half precisions are computed
-            in float32 inside.
+            in float32 inside; other arguments may be float32 beside them.
         delta_t, delta_l: step sizes from above and from the left, as ``x``; taken as they are.
         A_t, A_l: state matrices ``[dim, state]``, usually negative.
         B_t, B_l, C: input and output projections ``[batch, height, width, state]``.
@@ -263,7 +270,7 @@ def wavefront_scan_2d(
     """
     tensors = _alike_under_autocast((x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D), _WAVEFRONT[1])
     _check(_WAVEFRONT, tensors)
-    out: Tensor = _wavefront(*tensors, backend or "")
+    out: Tensor = _wavefront(*tensors, _named(backend))
     return out
 
 
@@ -281,7 +288,7 @@ def _wavefront(
     backend: str,
 ) -> Tensor:
     tensors = (x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D)
-    name, _ = choose_backend(x.device, x.dtype, backend or None)
+    name, _ = choose_backend(x.device, x.dtype, backend or None, argument="x")
     _refuse_beyond_memory(tensors, 1)
     if name == "native":
         from wsi2d.kernels.native import host
@@ -321,7 +328,7 @@ def _wavefront_backward(
     backend: str,
 ) -> list[Tensor]:
     tensors = (x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D)
-    name, _ = choose_backend(x.device, x.dtype, backend or None)
+    name, _ = choose_backend(x.device, x.dtype, backend or None, argument="x")
     _refuse_beyond_memory(tensors, 3)
     if name == "native":
         from wsi2d.kernels.native import host
@@ -430,7 +437,7 @@ def _check(description: tuple[tuple[str, ...], str], tensors: Sequence[Tensor | 
 
 
 def _compatible(dtype: torch.dtype, u: torch.dtype) -> bool:
-    """Parameters may stay in float32 beside half-precision activations, as under autocast."""
+    """float32 may stand beside half-precision activations, as parameters and steps often do."""
     return dtype == u or (u in _HALF and dtype == torch.float32)
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,26 @@ def kernel(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         folder = cache_folder()
         before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
         try:
-            compiled: Callable[..., Any] = njit(signature, cache=True, **_OPTIONS)(function)
+            folder.mkdir(parents=True, exist_ok=True)  # else numba would keep them beside the source, whose other
+            compiled: Callable[..., Any] = njit(signature, cache=True, **_OPTIONS)(function)  # modules it does not know
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            warnings.warn(
-                f"the CPU scans are compiled anew in each process, since they cannot be kept in {folder} ({reason}); "
-                "set NUMBA_CACHE_DIR to a folder that can be written",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            _warn_once(folder, str(error).splitlines()[0])
             compiled = njit(signature, **_OPTIONS)(function)
         finally:
             config.CACHE_DIR = before
         return compiled
 
     return compile_now
+
+
+@cache
+def _warn_once(folder: Path, reason: str) -> None:
+    warnings.warn(
+        f"the CPU scans are compiled anew in each process, since they cannot be kept in {folder} ({reason}); "
+        "set NUMBA_CACHE_DIR to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def cache_folder() -> Path:

@@ -4,22 +4,41 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
-# A backend added later joins here and is held to the same tolerances.
-BACKENDS = ("torch",)
+# A backend added later joins here, with the full-precision dtypes that it takes, the widest first, and is held to the
+# same tolerances.
+BACKENDS = {"torch": (torch.float64, torch.float32), "native": (torch.float32,)}
+OPERATORS = ("selective", "wavefront")
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend in turn."""
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`backend` is each backend in turn; with `full`, each backend with each of its full-precision dtypes."""
+    if "full" in metafunc.fixturenames:
+        pairs = [(backend, dtype) for backend, dtypes in BACKENDS.items() for dtype in dtypes]
+        metafunc.parametrize(("backend", "full"), pairs, ids=[f"{b}-{str(d).rpartition('.')[2]}" for b, d in pairs])
+    elif "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", BACKENDS)
+
+
+@pytest.fixture
+def widest(backend: str) -> torch.dtype:
+    """The most precise dtype that the backend takes."""
+    return BACKENDS[backend][0]
+
+
+@pytest.fixture(params=OPERATORS)
+def operator(request: pytest.FixtureRequest, harness: ModuleType) -> Any:
+    """Each scan in turn, a `harness.Operator`."""
+    return getattr(harness, request.param.upper())
 
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
-    """`oracle.py`: the float64 loop that says what is right."""
+    """`oracle.py`: the float64 loops that say what is right."""
     return load_beside("oracle")
 
 
