@@ -87,18 +87,18 @@ def plain_wavefront(
     a_l = of_l * torch.exp(delta_l.unsqueeze(-1) * A_l)
     drive = of_t * (delta_t * x).unsqueeze(-1) * B_t.unsqueeze(-2)
     drive = drive + of_l * (delta_l * x).unsqueeze(-1) * B_l.unsqueeze(-2)
-    a_t, a_l, drive, C = (t.flatten(1, 2) for t in (a_t, a_l, drive, C))
-    h = torch.zeros_like(drive[:, :1]).expand(-1, height, -1, -1)  # row i of the diagonal before
-    parts, order = [], []
-    for d in range(height + width - 1):
-        top, bottom = max(0, d - width + 1), min(height - 1, d)
-        cells = torch.arange(top, bottom + 1) * (width - 1) + d
+    rows = [(max(0, d - width + 1), min(height - 1, d)) for d in range(height + width - 1)]
+    order = torch.cat([torch.arange(top, bottom + 1) * (width - 1) + d for d, (top, bottom) in enumerate(rows)])
+    sizes = [bottom - top + 1 for top, bottom in rows]
+    sheared = [t.flatten(1, 2)[:, order].split(sizes, 1) for t in (a_t, a_l, drive, C.unsqueeze(-1))]
+    h = torch.zeros_like(drive[:, 0, :1]).expand(-1, height, -1, -1)  # row i of the diagonal before
+    parts = []
+    for (top, bottom), of_t, of_l, x_d, C_d in zip(rows, *sheared, strict=True):
         above = functional.pad(h, (0, 0, 0, 0, 1, 0))[:, top : bottom + 1]
-        new = drive[:, cells] + a_t[:, cells] * above + a_l[:, cells] * h[:, top : bottom + 1]
-        parts.append((new @ C[:, cells].unsqueeze(-1)).squeeze(-1))
-        order.append(cells)
+        new = x_d + of_t * above + of_l * h[:, top : bottom + 1]
+        parts.append((new @ C_d).squeeze(-1))
         h = functional.pad(new, (0, 0, 0, 0, top, height - 1 - bottom))
-    return torch.cat(parts, 1)[:, torch.cat(order).argsort()].reshape(x.shape)
+    return torch.cat(parts, 1)[:, order.argsort()].reshape(x.shape)
 
 
 def scans_of(scan: str, height: int, width: int) -> dict[str, dict[str, Call]]:

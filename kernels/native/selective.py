@@ -165,7 +165,7 @@ class Carries(NamedTuple):
     """Addresses of what crosses the borders of tiles.
 
     ``row``: g left of each tile but the first of a row, ``[across - 1, height, states]``; ``column``: h above each
-    tile but the first of a column, ``[down - 1, width, states]``; ``up``: a·P of the row below, ``[width, states]``;
+    tile but the first of a column, ``[down - 1, states, width]``; ``up``: a·P of the row below, ``[states, width]``;
     ``back``: a·Q of the column to the right, ``[tile's height, states]``.
     """
 
@@ -264,7 +264,7 @@ def _keep_carries(shape, tiles, carries, tile, rates, B, image, top, left):
             if across > 0:
                 g = load_block(carries.row, (((across - 1) * shape.height + top + i) * shape.states + n) * BLOCK)
             at_B = index(B, image, top + i, left) + n * STATES
-            at_above = ((down - 1) * shape.width + left) * shape.states * BLOCK + n * BLOCK
+            at_above = (((down - 1) * shape.states + n) * shape.width + left) * BLOCK
             at_here = at_above + shape.width * shape.states * BLOCK
             if i > 0:
                 at_above = at_here
@@ -275,8 +275,8 @@ def _keep_carries(shape, tiles, carries, tile, rates, B, image, top, left):
                 if below:
                     h = g
                     if top + i > 0:
-                        h = fma(a, load_block(carries.column, at_above + j * shape.states * BLOCK), g)
-                    store(carries.column, at_here + j * shape.states * BLOCK, h)
+                        h = fma(a, load_block(carries.column, at_above + j * BLOCK), g)
+                    store(carries.column, at_here + j * BLOCK, h)
             if right:
                 store(carries.row, ((across * shape.height + top + i) * shape.states + n) * BLOCK, g)
 
@@ -309,7 +309,7 @@ def _recompute(shape, tiles, carries, tile, A, B, C, gated, image, top, left, n)
     for j in range(width):
         h = zeros()
         if down > 0:
-            h = load_block(carries.column, (((down - 1) * shape.width + left + j) * shape.states + n) * BLOCK)
+            h = load_block(carries.column, (((down - 1) * shape.states + n) * shape.width + left + j) * BLOCK)
         store(tile.h, j * BLOCK, h)
     for i in range(height):
         g = zeros()
@@ -342,18 +342,18 @@ def _reverse(shape, tiles, carries, tile, A, B, C, sums_B, sums_C, image, top, l
         aQ = zeros() if last_column else load_block(carries.back, at_back)
         at_B, at_C = index(B, image, top + i, left) + n * STATES, index(C, image, top + i, left) + n * STATES
         at_sums = (((image * shape.height + top + i) * shape.width + left) * shape.states + n) * STATES
-        at_up = (left * shape.states + n) * BLOCK
+        at_up = (n * shape.width + left) * BLOCK
         for j in range(width - 1, -1, -1):
             at = i * tiles.width + j
             a, q = load_block(tile.a, at * BLOCK), load(tile.q, at * LANES)
             P = q * spread_states(C.address, at_C + j * C.column)
             if not (last_row and i + 1 == height):
-                P = P + load_block(carries.up, at_up + j * shape.states * BLOCK)
+                P = P + load_block(carries.up, at_up + j * BLOCK)
             Q = P + aQ
             from_a = P * load_block(tile.h, at * BLOCK)
             from_a = fma(Q, load_block(tile.g, (i * (tiles.width + 1) + j) * BLOCK), from_a) * a
             if top + i > 0:
-                store(carries.up, at_up + j * shape.states * BLOCK, a * P)
+                store(carries.up, at_up + j * BLOCK, a * P)
             aQ = a * Q
             grad_A = fma(from_a, load(tile.step, at * LANES), grad_A)
             store(tile.from_decay, at * LANES, dot_states(from_a, A, load(tile.from_decay, at * LANES)))
