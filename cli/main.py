@@ -57,7 +57,7 @@ def main() -> None:
     from rich.markup import escape
 
     from wsi2d.cli.console import err, show_log
-    from wsi2d.errors import Wsi2dError
+    from wsi2d.errors import Wsi2dError, one_line
 
     # Wherever it stands, so that it can be added at the end of a command that failed.
     debug = "--debug" in sys.argv[1:]
@@ -66,10 +66,14 @@ def main() -> None:
     _end_on_request()
     try:
         app(arguments)
-    except (Wsi2dError, OSError) as error:  # OSError: a folder that cannot be made, a full disk
+    except (Wsi2dError, OSError, MemoryError) as error:  # OSError: a folder that cannot be made, a full disk
         if debug:
             raise
-        line = _refused(error) if isinstance(error, OSError) else str(error)
+        line = str(error)
+        if isinstance(error, OSError):
+            line = _refused(error)
+        elif isinstance(error, MemoryError):
+            line = one_line(f"out of memory ({line or 'no more is said'}); patches of a coarser mpp make smaller grids")
         err.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:  # before typer listens for it

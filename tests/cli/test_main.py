@@ -15,7 +15,7 @@ import wsi2d
 from wsi2d.cli import console
 from wsi2d.errors import SlideError
 
-VERBS = ["tissue", "extract", "splits", "splits make", "train", "evaluate", "predict", "heatmap", "demo"]
+VERBS = ["tissue", "extract", "splits", "splits make", "train", "evaluate", "predict", "heatmap", "demo", "doctor"]
 
 
 def test_help_names_every_verb(cli: Any) -> None:
@@ -142,6 +142,16 @@ def test_what_the_file_system_says_has_a_remedy(fails: Any, broken: Any, error: 
     line = fails(PREDICT)
     assert line.startswith(begins)
     assert line.endswith("; check the path, who may use it, and the room on the disk")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("a grid of [1, 9]\nneeds 7 bytes", "a grid of [1, 9] needs 7 bytes"), ("", "no more")]
+)
+def test_too_little_memory_is_one_line(fails: Any, broken: Any, said: str, told: str) -> None:
+    broken(MemoryError(said))
+    line = fails(PREDICT)
+    assert line.startswith(f"out of memory ({told}")
+    assert line.endswith("; patches of a coarser mpp make smaller grids")
 
 
 @pytest.mark.parametrize("below", [False, True], ids=["a folder", "below a file"])

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from wsi2d.data.bags import BagBatch, GridBag, collate
-from wsi2d.models.blocks import AttentionPool, GridLayout, Mamba2DMixer, MixerBlock, Standardise, grid_layout
+from wsi2d.errors import ConfigError
+from wsi2d.models.blocks import (
+    AttentionPool,
+    GridLayout,
+    Mamba2DBlock,
+    Mamba2DMixer,
+    MixerBlock,
+    Standardise,
+    grid_layout,
+)
 
 FLIPS = {1: ["--"], 2: ["--", "rc"], 4: ["--", "-c", "r-", "rc"]}
 SHAPES = [(4, 5), (1, 1), (3, 2), (1, 6), (6, 1)]
@@ -333,3 +342,40 @@ def test_models_standardise_before_anything_else(
             model.standardise.fit(torch.zeros(6), torch.ones(6))
             found = model(collate([GridBag("x", done, bag.index, bag.shape)])).logits
         torch.testing.assert_close(found, expected)
+
+
+# --- the block for models of others
+
+
+@pytest.mark.parametrize("directions", [1, 2, 4])
+def test_a_block_for_a_grid_without_padding(directions: int) -> None:
+    torch.manual_seed(0)
+    block = Mamba2DBlock(8, state=3, directions=directions)
+    grid = torch.randn(2, 5, 7, 8, requires_grad=True)
+    out = block(grid)
+    assert out.shape == grid.shape
+    out[0, 2, 3].sum().backward()
+    assert grid.grad is not None
+    reached = grid.grad[0].abs().sum(-1) > 0
+    assert not grid.grad[1].any(), "images do not see each other"
+    assert reached[:3, :4].all(), "what lies above and to the left is seen in every case"
+    assert reached.all() == (directions == 4)
+
+
+def test_a_block_sees_a_grid_of_any_size() -> None:
+    torch.manual_seed(0)
+    block = Mamba2DBlock(4, state=2, conv="raster")
+    for size in ((1, 1), (1, 9), (6, 2)):
+        assert block(torch.randn(1, *size, 4)).isfinite().all()
+
+
+def test_a_backend_that_is_not_there_is_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSI2D_SCAN_BACKEND", "cuda")
+    with pytest.raises(ConfigError, match=r"^WSI2D_SCAN_BACKEND is 'cuda', it should be one of torch, native, or not"):
+        Mamba2DBlock(4)
+    assert make_mixer(scan=False)(torch.zeros(1, 2, 2, 3, dtype=torch.float64), full_layout([(2, 2)])).shape == (
+        1,
+        2,
+        2,
+        3,
+    )

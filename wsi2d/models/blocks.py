@@ -7,6 +7,7 @@ cell is: ``inside`` is true on a bag's own grid (false on padding), ``tissue`` i
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi2d.data.bags import BagBatch
-from wsi2d.kernels.scan2d import selective_scan_2d
+from wsi2d.errors import ConfigError
+from wsi2d.kernels.scan2d import BACKEND_VARIABLE, available_backends, selective_scan_2d
 
 Convolution = Literal["2d", "raster", "none"]
 DtInit = Literal["mamba", "published"]
@@ -86,6 +88,9 @@ class Mamba2DMixer(nn.Module):
         scan: false leaves the convolution alone, a control.
         dt_init: ``mamba`` starts Δ log-uniform in [dt_min, dt_max]; ``published`` with a zero bias, so near 0.69.
 
+    Raises:
+        ConfigError: the variable ``WSI2D_SCAN_BACKEND`` names a backend that is not there.
+
     Source: A. Gu and T. Dao, "Mamba", 2023, for all but the scan; see :mod:`wsi2d.kernels.scan2d` for that.
     """
 
@@ -104,6 +109,8 @@ class Mamba2DMixer(nn.Module):
         dt_max: float,
     ) -> None:
         super().__init__()
+        if scan:
+            _refuse_unknown_backend()
         inner = expand * dim
         self.conv = conv
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
@@ -152,6 +159,14 @@ class Mamba2DMixer(nn.Module):
         sequence = u.new_zeros(len(u), length, u.shape[-1]).index_put((bag, place), u[bag, row, col])
         mixed = self.conv1d(sequence.transpose(1, 2))[..., :length].transpose(1, 2)
         return torch.zeros_like(u).index_put((bag, row, col), mixed[bag, place])
+
+
+def _refuse_unknown_backend() -> None:
+    named = os.environ.get(BACKEND_VARIABLE)
+    if named and named not in available_backends():
+        raise ConfigError(
+            f"{BACKEND_VARIABLE} is '{named}', it should be one of {', '.join(available_backends())}, or not set"
+        )
 
 
 class ScanParameters(nn.Module):
