@@ -93,6 +93,38 @@ def forward_scratch(plan):
     return 5 * LONG_STRIP * LANES + above + shape.height * shape.states * BLOCK
 
 
+class Line(NamedTuple):
+    """Addresses of what is known of a strip's row: of each cell a vector of both steps, both steps times x, and y."""
+
+    step_t: int
+    step_l: int
+    drive_t: int
+    drive_l: int
+    y: int
+
+
+@inlined
+def _load_line(grids, line, skip, where, row, left, width):
+    """Steps and drives of a row, y with the skip alone; the row below is asked for."""
+    x, delta_t, delta_l, out = grids
+    image, channel, count = where
+    for j in range(width):
+        at_x = index(x, image, row, left + j) + channel
+        at_t = index(delta_t, image, row, left + j) + channel
+        at_l = index(delta_l, image, row, left + j) + channel
+        x_ij = load_channels(x, at_x, count)
+        t_ij, l_ij = load_channels(delta_t, at_t, count), load_channels(delta_l, at_l, count)
+        store(line.step_t, j * LANES, t_ij)
+        store(line.step_l, j * LANES, l_ij)
+        store(line.drive_t, j * LANES, t_ij * x_ij)
+        store(line.drive_l, j * LANES, l_ij * x_ij)
+        store(line.y, j * LANES, skip * x_ij)
+        prefetch(x.address, at_x + x.row)
+        prefetch(delta_t.address, at_t + delta_t.row)
+        prefetch(delta_l.address, at_l + delta_l.row)
+        prefetch(out.address, index(out, image, row, left + j) + channel)
+
+
 @kernel(types.void(types.int64[::1], types.int64, types.int64, types.int64))
 def forward(plan, first, last, scratch):
     """Units ``first`` to ``last``; ``scratch`` is an address."""
@@ -101,75 +133,52 @@ def forward(plan, first, last, scratch):
     B_t, B_l, C, out = _grid(plan, 3), _grid(plan, 4), _grid(plan, 5), _grid(plan, 6)
     channel_blocks = (shape.dim + LANES - 1) // LANES
     strip = STRIP if shape.height > 1 else LONG_STRIP
-    line = 4 * LONG_STRIP * LANES
-    step_t, step_l, drive_t, drive_l, y = (
-        scratch,
-        scratch + line,
-        scratch + 2 * line,
-        scratch + 3 * line,
-        scratch + 4 * line,
-    )
-    edge = scratch + 5 * line  # h at the strip's right edge, [row, states]
+    size = 4 * LONG_STRIP * LANES
+    line = Line(scratch, scratch + size, scratch + 2 * size, scratch + 3 * size, scratch + 4 * size)
+    edge = scratch + 5 * size  # h at the strip's right edge, [row, states]
     above = edge + 4 * shape.height * shape.states * BLOCK  # h of the row above, [states, column of the strip]
     half = full(0.5)
 
     for unit in range(first, last):
         image, channels = unit // channel_blocks, unit % channel_blocks
         channel = channels * LANES
-        count = shape.dim - channel
+        where = (image, channel, shape.dim - channel)
         skip = load(parameters.D, channel)
         rates = 4 * channels * shape.states * BLOCK
         for left in range(0, shape.width, strip):
             width = smaller(strip, shape.width - left)
             for i in range(shape.height):
-                for j in range(width):
-                    at_x = index(x, image, i, left + j) + channel
-                    at_t = index(delta_t, image, i, left + j) + channel
-                    at_l = index(delta_l, image, i, left + j) + channel
-                    x_ij = load_channels(x, at_x, count)
-                    t_ij, l_ij = load_channels(delta_t, at_t, count), load_channels(delta_l, at_l, count)
-                    store(step_t, j * LANES, t_ij)
-                    store(step_l, j * LANES, l_ij)
-                    store(drive_t, j * LANES, t_ij * x_ij)
-                    store(drive_l, j * LANES, l_ij * x_ij)
-                    store(y, j * LANES, skip * x_ij)
-                    prefetch(x.address, at_x + x.row)
-                    prefetch(delta_t.address, at_t + delta_t.row)
-                    prefetch(delta_l.address, at_l + delta_l.row)
-                    prefetch(out.address, index(out, image, i, left + j) + channel)
+                _load_line((x, delta_t, delta_l, out), line, skip, where, i, left, width)
                 for n in range(shape.states):
-                    A_t, A_l = (
-                        load_block(parameters.A_t + rates, n * BLOCK),
-                        load_block(parameters.A_l + rates, n * BLOCK),
-                    )
+                    A_t = load_block(parameters.A_t + rates, n * BLOCK)
+                    A_l = load_block(parameters.A_l + rates, n * BLOCK)
                     at_edge = (i * shape.states + n) * BLOCK
                     at_T, at_L = index(B_t, image, i, left) + n * STATES, index(B_l, image, i, left) + n * STATES
                     at_C, at_above = index(C, image, i, left) + n * STATES, n * strip * BLOCK
                     h = load_block(edge, at_edge) if left > 0 else zeros()
                     for j in range(width):
                         if i == 0:
-                            a_l = exp2(load(step_l, j * LANES) * A_l)
-                            h = fma(
-                                a_l, h, load(drive_l, j * LANES) * spread_states(B_l.address, at_L + j * B_l.column)
-                            )
+                            a_l = exp2(load(line.step_l, j * LANES) * A_l)
+                            B_ij = spread_states(B_l.address, at_L + j * B_l.column)
+                            h = fma(a_l, h, load(line.drive_l, j * LANES) * B_ij)
                         else:
                             up = load_block(above, at_above + j * BLOCK)
-                            a_t = exp2(load(step_t, j * LANES) * A_t)
-                            from_t = load(drive_t, j * LANES) * spread_states(B_t.address, at_T + j * B_t.column)
+                            a_t = exp2(load(line.step_t, j * LANES) * A_t)
+                            from_t = load(line.drive_t, j * LANES) * spread_states(B_t.address, at_T + j * B_t.column)
                             from_t = fma(a_t, up, from_t)
                             if left + j == 0:
                                 h = from_t
                             else:
-                                a_l = exp2(load(step_l, j * LANES) * A_l)
+                                a_l = exp2(load(line.step_l, j * LANES) * A_l)
                                 B_ij = spread_states(B_l.address, at_L + j * B_l.column)
-                                h = half * fma(a_l, h, fma(load(drive_l, j * LANES), B_ij, from_t))
+                                h = half * fma(a_l, h, fma(load(line.drive_l, j * LANES), B_ij, from_t))
                         if i + 1 < shape.height:
                             store(above, at_above + j * BLOCK, h)
                         C_ij = spread_states(C.address, at_C + j * C.column)
-                        store(y, j * LANES, dot_states(C_ij, h, load(y, j * LANES)))
+                        store(line.y, j * LANES, dot_states(C_ij, h, load(line.y, j * LANES)))
                     store(edge, at_edge, h)
                 for j in range(width):
-                    store_channels(out, index(out, image, i, left + j) + channel, load(y, j * LANES), count)
+                    store_channels(out, index(out, image, i, left + j) + channel, load(line.y, j * LANES), where[2])
 
 
 # --- backward ------------------------------------------------------------------------------------------------------
@@ -366,9 +375,9 @@ def _reverse(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, sums, image, to
                 R = full(0.5) * R
             back, of_B_t, of_B_l = zeros(), zeros(), zeros()
             if not first_row:
-                up, a = R * load_block(tile.a_t, at * BLOCK), load_block(tile.h, (at_h - wide) * BLOCK)
+                up = R * load_block(tile.a_t, at * BLOCK)
                 store(carries.up, at_up + j * shape.states * BLOCK, up)
-                from_a = up * a
+                from_a = up * load_block(tile.h, (at_h - wide) * BLOCK)
                 grad_A_t = fma(from_a, load(tile.step_t, at * LANES), grad_A_t)
                 store(tile.from_decay_t, at * LANES, dot_states(from_a, A_t, load(tile.from_decay_t, at * LANES)))
                 B_ij = spread_states(B_t.address, at_T + j * B_t.column)
