@@ -28,7 +28,7 @@ def test_a_sound_machine() -> None:
     told = json.loads(done.stdout)
     assert told["problems"] == []
     found = {(f["topic"], f["name"]): f["value"] for f in told["findings"]}
-    assert found["versions", "torch"] == torch.__version__
+    assert torch.__version__.startswith(found["versions", "torch"].partition("+")[0])
     assert found["scans", "backends"] == "torch, native"
     assert found["scans", "on the CPU"] == "native (the fastest on a CPU)"
     assert found["encoders", "histology-stats"] == "108 numbers a patch"
