@@ -175,22 +175,6 @@ def _selective(
     return loops.forward(loops.selective, _SELECTIVE[1], tensors, delta_softplus).to(u.dtype)
 
 
-@_selective.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    backend: str,
-) -> Tensor:
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device)
-
-
 @torch.library.custom_op("wsi2d::selective_scan_2d_backward", mutates_args=())
 def _selective_backward(
     grad_out: Tensor,
@@ -213,23 +197,6 @@ def _selective_backward(
 
         return _given(tensors, host.selective_backward(grad_out, *tensors, delta_softplus))
     return _given(tensors, loops.backward(loops.selective_backward, _SELECTIVE[1], grad_out, tensors, delta_softplus))
-
-
-@_selective_backward.register_fake
-def _(
-    grad_out: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    backend: str,
-) -> list[Tensor]:
-    return _like((u, delta, A, B, C, D, z, delta_bias))
 
 
 # --- wavefront scan ------------------------------------------------------------------------------------------------
@@ -297,22 +264,6 @@ def _wavefront(
     return loops.forward(loops.wavefront, _WAVEFRONT[1], tensors).to(x.dtype)
 
 
-@_wavefront.register_fake
-def _(
-    x: Tensor,
-    delta_t: Tensor,
-    delta_l: Tensor,
-    A_t: Tensor,
-    A_l: Tensor,
-    B_t: Tensor,
-    B_l: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    backend: str,
-) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 @torch.library.custom_op("wsi2d::wavefront_scan_2d_backward", mutates_args=())
 def _wavefront_backward(
     grad_out: Tensor,
@@ -337,21 +288,24 @@ def _wavefront_backward(
     return _given(tensors, loops.backward(loops.wavefront_backward, _WAVEFRONT[1], grad_out, tensors))
 
 
-@_wavefront_backward.register_fake
-def _(
-    grad_out: Tensor,
-    x: Tensor,
-    delta_t: Tensor,
-    delta_l: Tensor,
-    A_t: Tensor,
-    A_l: Tensor,
-    B_t: Tensor,
-    B_l: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    backend: str,
-) -> list[Tensor]:
-    return _like((x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D))
+# --- shapes without values ---------------------------------------------------------------------------------------
+
+
+def _fake_output(first: Tensor, *others: object) -> Tensor:
+    """What a scan returns, where only shapes and dtypes are asked for."""
+    return torch.empty(first.shape, dtype=first.dtype, device=first.device)
+
+
+def _fake_gradients(grad_out: Tensor, *arguments: object) -> list[Tensor]:
+    """What the backward of a scan returns, likewise: a gradient for each tensor that is there."""
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors]
+
+
+for _operator in (_selective, _wavefront):
+    _operator.register_fake(_fake_output)
+for _operator in (_selective_backward, _wavefront_backward):
+    _operator.register_fake(_fake_gradients)
 
 
 # --- autograd ------------------------------------------------------------------------------------------------------
@@ -387,10 +341,6 @@ def _given(tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None])
     return [g.to(t.dtype) for t, g in pairs if t is not None and g is not None]
 
 
-def _like(tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in tensors if t is not None]
-
-
 # --- what is asked of arguments ------------------------------------------------------------------------------------
 
 
@@ -404,10 +354,8 @@ def _alike_under_autocast(tensors: tuple[Tensor | None, ...], kinds: str) -> tup
     for tensor, cell in zip(tensors, cells, strict=True):
         if cell and tensor is not None:
             dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(
-        t.to(dtype) if cell and t is not None else t if t is None or _compatible(t.dtype, dtype) else t.to(dtype)
-        for t, cell in zip(tensors, cells, strict=True)
-    )
+    pairs = zip(tensors, cells, strict=True)
+    return tuple(t if t is None or (not cell and _compatible(t.dtype, dtype)) else t.to(dtype) for t, cell in pairs)
 
 
 def _check(description: tuple[tuple[str, ...], str], tensors: Sequence[Tensor | None]) -> None:

@@ -1,6 +1,7 @@
 """`wsi2d doctor`: it names what is wrong, and a scan that is wrong does not pass."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,8 +15,6 @@ from wsi2d.kernels.scan2d import selective_scan_2d
 
 def run_doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    import os
-
     return subprocess.run(
         [sys.executable, "-m", "wsi2d.cli.main", "doctor", *arguments],
         capture_output=True, text=True, check=False, timeout=300, env=os.environ | environment,

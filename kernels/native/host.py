@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -48,10 +48,7 @@ class _Threads:
 
     def run(self, jobs: Sequence[Callable[[], None]]) -> None:
         """Run all jobs, the first of them here; the first error is raised when all have ended."""
-        waiting = []
-        if len(jobs) > 1:
-            pool = self._of_size(len(jobs) - 1)
-            waiting = [pool.submit(job) for job in jobs[1:]]
+        waiting = self._submit(jobs[1:])
         try:
             jobs[0]()
         finally:
@@ -60,13 +57,16 @@ class _Threads:
         for future in waiting:
             future.result()
 
-    def _of_size(self, size: int) -> ThreadPoolExecutor:
+    def _submit(self, jobs: Sequence[Callable[[], None]]) -> list[Future[None]]:
+        """Hand jobs to a pool with a thread for each; a smaller one ends what it was given, and is handed no more."""
+        if not jobs:
+            return []
         with self._lock:
-            if self._pool is None or self._size < size:
+            if self._pool is None or self._size < len(jobs):
                 if self._pool is not None:
                     self._pool.shutdown(wait=False)
-                self._pool, self._size = ThreadPoolExecutor(size, "wsi2d-scan"), size
-            return self._pool
+                self._pool, self._size = ThreadPoolExecutor(len(jobs), "wsi2d-scan"), len(jobs)
+            return [self._pool.submit(job) for job in jobs]
 
 
 _threads = _Threads()

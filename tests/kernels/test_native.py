@@ -4,6 +4,8 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +19,7 @@ numba = pytest.importorskip("numba")
 
 from wsi2d.kernels.native import simd  # noqa: E402 - numba may be missing
 from wsi2d.kernels.native.cells import sigmoid, softplus  # noqa: E402
-from wsi2d.kernels.native.host import aligned  # noqa: E402
+from wsi2d.kernels.native.host import _Threads, aligned  # noqa: E402
 from wsi2d.kernels.native.jit import cache_folder  # noqa: E402
 
 SPECIAL = [0.0, -0.0, 1e-30, -1e-30, 80.0, -80.0]
@@ -136,3 +138,18 @@ def test_compiled_kernels_are_kept_by_version_and_where_they_are_told(
     other = cache_folder()
     monkeypatch.setattr(numba, "__version__", "0.0")
     assert cache_folder() != other
+
+
+def test_a_pool_that_grows_loses_no_job() -> None:
+    """Callers that want more threads replace the pool under those who are about to use it."""
+    threads = _Threads()
+    done: list[int] = []
+
+    def call(size: int) -> None:
+        for _ in range(50):
+            threads.run([partial(done.append, size)] * size)
+
+    with ThreadPoolExecutor(8) as callers:
+        for ended in [callers.submit(call, size) for size in range(1, 9)]:
+            ended.result()
+    assert sorted(done) == [size for size in range(1, 9) for _ in range(50 * size)]
