@@ -26,7 +26,7 @@ Giga-Pixel Whole Slide Image Classification", CVPR 2025 (the two passes of its 2
 "Mamba2D: A Natively Multi-Dimensional State-Space Model for Vision Tasks", 2024 (the wavefront); A. Gu and T. Dao,
 "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023.
 
-This module needs torch alone; the backend ``native`` needs numba.
+This module needs torch alone; the backend ``native`` needs numba, ``triton`` needs triton.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -58,8 +60,10 @@ _VECTORS = ("D", "delta_bias")
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names that ``backend`` may take here: ``torch``, and ``native`` where numba is installed."""
-    return ("torch", "native") if _has_numba() else ("torch",)
+    """Names that ``backend`` may take here: ``torch``, ``native`` where numba is installed, and ``triton`` where triton
+    is and a GPU or ``TRITON_INTERPRET=1``."""
+    found = [name for name, there in (("native", _has_numba()), ("triton", _has_triton())) if there]
+    return "torch", *found
 
 
 def choose_backend(
@@ -81,23 +85,46 @@ def choose_backend(
     if name is None and (name := os.environ.get(BACKEND_VARIABLE) or None) is not None:
         asked_by, reason = BACKEND_VARIABLE, f"{BACKEND_VARIABLE} is set"
     if name is None:
-        if device.type != "cpu":
-            return "torch", f"the one for {device.type}"
-        return ("native", "the fastest on a CPU") if _has_numba() else ("torch", "`native` needs numba")
+        return _best(device)
     if name not in available_backends():
         raise ValueError(f"{asked_by} is '{name}', it should be one of {', '.join(available_backends())}")
-    if name == "native" and dtype == torch.float64:
+    if name != "torch" and dtype == torch.float64:
         raise ValueError(
-            f"{argument} is float64, it should be float32 or half for {asked_by} 'native'; or take 'torch'"
+            f"{argument} is float64, it should be float32 or half for {asked_by} '{name}'; or take 'torch'"
         )
     if name == "native" and device.type != "cpu":
         raise ValueError(f"{argument} is on {device}, it should be on the CPU for {asked_by} 'native'")
+    if name == "triton" and device.type != "cuda" and not _interpreted():
+        raise ValueError(f"{argument} is on {device}, it should be on a GPU for {asked_by} 'triton'")
     return name, reason
+
+
+def _best(device: torch.device) -> tuple[str, str]:
+    """The fastest backend for a device, and why."""
+    if device.type == "cpu":
+        return ("native", "the fastest on a CPU") if _has_numba() else ("torch", "`native` needs numba")
+    if device.type == "cuda":
+        return ("triton", "the fastest on a GPU") if _has_triton() else ("torch", "`triton` needs triton")
+    return "torch", f"the one for {device.type}"
 
 
 @cache
 def _has_numba() -> bool:
     return find_spec("numba") is not None
+
+
+def _has_triton() -> bool:
+    return find_spec("triton") is not None and (_interpreted() or torch.cuda.is_available())
+
+
+def _host(name: str) -> ModuleType:
+    """What runs the scans of a backend that is not plain PyTorch."""
+    return import_module("wsi2d.kernels.native.host" if name == "native" else "wsi2d.kernels.gpu.host")
+
+
+def _interpreted() -> bool:
+    """Whether Triton interprets kernels, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 def _named(backend: str | None) -> str:
@@ -168,10 +195,9 @@ def _selective(
     tensors = (u, delta, A, B, C, D, z, delta_bias)
     name, _ = choose_backend(u.device, u.dtype, backend or None)
     _refuse_beyond_memory(tensors, 1)
-    if name == "native":
-        from wsi2d.kernels.native import host
-
-        return host.selective_forward(*tensors, delta_softplus).to(u.dtype)
+    if name != "torch":
+        out: Tensor = _host(name).selective_forward(*tensors, delta_softplus)
+        return out.to(u.dtype)
     return loops.forward(loops.selective, _SELECTIVE[1], tensors, delta_softplus).to(u.dtype)
 
 
@@ -192,10 +218,8 @@ def _selective_backward(
     tensors = (u, delta, A, B, C, D, z, delta_bias)
     name, _ = choose_backend(u.device, u.dtype, backend or None)
     _refuse_beyond_memory(tensors, 3)
-    if name == "native":
-        from wsi2d.kernels.native import host
-
-        return _given(tensors, host.selective_backward(grad_out, *tensors, delta_softplus))
+    if name != "torch":
+        return _given(tensors, _host(name).selective_backward(grad_out, *tensors, delta_softplus))
     return _given(tensors, loops.backward(loops.selective_backward, _SELECTIVE[1], grad_out, tensors, delta_softplus))
 
 
@@ -257,10 +281,9 @@ def _wavefront(
     tensors = (x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D)
     name, _ = choose_backend(x.device, x.dtype, backend or None, argument="x")
     _refuse_beyond_memory(tensors, 1)
-    if name == "native":
-        from wsi2d.kernels.native import host
-
-        return host.wavefront_forward(*tensors).to(x.dtype)
+    if name != "torch":
+        out: Tensor = _host(name).wavefront_forward(*tensors)
+        return out.to(x.dtype)
     return loops.forward(loops.wavefront, _WAVEFRONT[1], tensors).to(x.dtype)
 
 
@@ -281,10 +304,8 @@ def _wavefront_backward(
     tensors = (x, delta_t, delta_l, A_t, A_l, B_t, B_l, C, D)
     name, _ = choose_backend(x.device, x.dtype, backend or None, argument="x")
     _refuse_beyond_memory(tensors, 3)
-    if name == "native":
-        from wsi2d.kernels.native import host
-
-        return _given(tensors, host.wavefront_backward(grad_out, *tensors))
+    if name != "torch":
+        return _given(tensors, _host(name).wavefront_backward(grad_out, *tensors))
     return _given(tensors, loops.backward(loops.wavefront_backward, _WAVEFRONT[1], grad_out, tensors))
 
 
@@ -396,16 +417,18 @@ def _refuse_beyond_memory(tensors: Sequence[Tensor | None], grids: int) -> None:
     wanted = grids * u.numel() * max(u.element_size(), 4)
     if wanted < 2**28:
         return
-    if u.device.type == "cuda":
-        free = torch.cuda.mem_get_info(u.device)[0] + torch.cuda.memory_reserved(u.device)
-    else:
-        free = _free_memory()
+    if u.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return
+    free = free_memory(u.device)
     if wanted > free:
         raise MemoryError(f"a grid of {list(u.shape)} needs {wanted} bytes for its result, {free} are free")
 
 
-def _free_memory() -> int:
-    """Bytes that this process may still take on the CPU, as far as the system tells it."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on a device, as far as the system tells it."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     limits = [2**62]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -177,6 +177,7 @@ def _scan_backend() -> list[Finding]:
 
 def _encoders() -> list[Finding]:
     from wsi2d.features.encoders import ENCODERS, get_encoder
+    from wsi2d.features.encoders.catalogue import CATALOGUE
 
     found = []
     for name in ENCODERS:
@@ -185,6 +186,12 @@ def _encoders() -> list[Finding]:
             found.append(Finding("encoders", name, f"{encoder.dim} numbers a patch"))
         except (Wsi2dError, ImportError) as error:
             found.append(Finding("encoders", name, "not usable", str(error).splitlines()[0]))
+    found.append(Finding("encoders", "with weights", f"{len(CATALOGUE)} by name (wsi2d encoders shows what they lack)"))
+    for package in ("timm", "transformers"):
+        try:
+            found.append(Finding("encoders", package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            found.append(Finding("encoders", package, "not installed (pip install 'wsi2d[encoders]')"))
     return found
 
 

@@ -5,11 +5,9 @@ This module needs numba and numpy.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,14 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi2d.kernels.native import selective, wavefront
+from wsi2d.kernels.native.results import Results, aligned
 from wsi2d.kernels.native.simd import LANES, STATES
 
-_ALIGNMENT = 64
-# From this size on memory comes fresh from the system (the GNU C library keeps no more when it is freed), and to touch
-# each page of 4 KiB first takes as long as scanning what lies in it. Large pages, where the system has them, cost a
-# fifth of that; numpy asks for them likewise.
-_FRESH, _PAGE, _MADV_HUGEPAGE = 2**25, 4096, 14
-_madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
 _KEPT_SCRATCH = 4 * 2**20  # floats that a thread keeps between calls
 _SMALL = 2**15  # cells × channels × states that one thread scans sooner than a second one wakes up
 
@@ -71,11 +64,12 @@ class _Threads:
 
 _threads = _Threads()
 _scratch = threading.local()
+_results = Results()
 
 
 def _after_fork() -> None:
-    global _threads, _scratch
-    _threads, _scratch = _Threads(), threading.local()
+    global _threads, _scratch, _results
+    _threads, _scratch, _results = _Threads(), threading.local(), Results()
 
 
 if hasattr(os, "register_at_fork"):
@@ -91,13 +85,6 @@ def _scratch_of_thread(floats: int) -> NDArray[np.float32]:
     if floats <= _KEPT_SCRATCH:
         _scratch.floats = fresh
     return fresh
-
-
-def aligned(floats: int) -> NDArray[np.float32]:
-    """Fresh memory at a border of 64 bytes."""
-    whole = np.empty(floats + _ALIGNMENT // 4, np.float32)
-    skip = -whole.ctypes.data % _ALIGNMENT // 4
-    return whole[skip : skip + floats]
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
@@ -211,7 +198,7 @@ def _backward(
         For each group those of cells, each ``[images, height, width, states]``, and those of channels ``[dim, …]``.
     """
 
-    def scan(work: _Work, floats: int, parts: int, jobs: range, cells: list[Tensor], channels: Tensor) -> None:
+    def scan(work: _Work, floats: int, parts: int, jobs: range, cells: list[list[Tensor]], channels: Tensor) -> None:
         scratch = _scratch_of_thread(floats)
         for job in jobs:
             image, part = divmod(job, parts)
@@ -226,7 +213,7 @@ def _backward(
         # Parts of an image that different threads may take sum over their channels apart. Few images are cut so that
         # each thread has as many parts.
         parts = min(blocks, shares // math.gcd(images, shares)) if images < 4 * shares else 1
-        cells = [_zeros(parts, images, height, width, work.states) for _ in range(per_cell)]
+        cells = [[_zeros(images, height, width, work.states) for _ in range(parts)] for _ in range(per_cell)]
         channels = _empty(images, blocks, kernels.SUMS_OF_STATES * work.states + per_channel, LANES)
         sums.append((cells, channels))
         whole = range(images * parts)
@@ -235,25 +222,20 @@ def _backward(
     results = []
     for work, (cells, channels) in zip(works, sums, strict=True):
         totals = channels.sum(0).transpose(1, 2).reshape(-1, channels.shape[2])[: work.size[3]]
-        results.append(([part[0] if len(part) == 1 else part.sum(0) for part in cells], totals))
+        results.append(([_total(parts) for parts in cells], totals))
     return results
 
 
 def _empty(*shape: int) -> Tensor:
-    tensor = torch.empty(shape, dtype=torch.float32, device="cpu")
-    if _madvise is not None and 4 * tensor.numel() >= _FRESH:
-        first = -(-tensor.data_ptr() // _PAGE) * _PAGE
-        length = (tensor.data_ptr() + 4 * tensor.numel() - first) // _PAGE * _PAGE
-        _madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_HUGEPAGE)
-    return tensor
+    return _results.empty(*shape)
 
 
 def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+    return _results.empty(*shape).zero_()
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
-    """The sum of the groups' parts, in the first one's memory."""
+    """The sum of what groups of states or parts of an image found, in the first one's memory."""
     for part in parts[1:]:
         parts[0].add_(part)
     return parts[0]

@@ -94,7 +94,8 @@ def forward_scratch(plan):
 
 
 class Line(NamedTuple):
-    """Addresses of what is known of a strip's row: of each cell a vector of both steps, both steps times x, and y."""
+    """Addresses of what is known of a strip's row: of each cell a vector of both steps, w times both steps times x
+    (w as in :class:`Tile`), and y."""
 
     step_t: int
     step_l: int
@@ -104,8 +105,14 @@ class Line(NamedTuple):
 
 
 @inlined
+def _weight(row, column):
+    """½ inside the grid, where a state has two predecessors; 1 in the first row and the first column."""
+    return full(0.5) if row > 0 and column > 0 else full(1.0)
+
+
+@inlined
 def _load_line(grids, line, skip, where, row, left, width):
-    """Steps and drives of a row, y with the skip alone; the row below is asked for."""
+    """Steps and weighted drives of a row, y with the skip alone; the row below is asked for."""
     x, delta_t, delta_l, out = grids
     image, channel, count = where
     for j in range(width):
@@ -116,8 +123,9 @@ def _load_line(grids, line, skip, where, row, left, width):
         t_ij, l_ij = load_channels(delta_t, at_t, count), load_channels(delta_l, at_l, count)
         store(line.step_t, j * LANES, t_ij)
         store(line.step_l, j * LANES, l_ij)
-        store(line.drive_t, j * LANES, t_ij * x_ij)
-        store(line.drive_l, j * LANES, l_ij * x_ij)
+        weighted = _weight(row, left + j) * x_ij
+        store(line.drive_t, j * LANES, t_ij * weighted)
+        store(line.drive_l, j * LANES, l_ij * weighted)
         store(line.y, j * LANES, skip * x_ij)
         prefetch(x.address, at_x + x.row)
         prefetch(delta_t.address, at_t + delta_t.row)
@@ -137,7 +145,6 @@ def forward(plan, first, last, scratch):
     line = Line(scratch, scratch + size, scratch + 2 * size, scratch + 3 * size, scratch + 4 * size)
     edge = scratch + 5 * size  # h at the strip's right edge, [row, states]
     above = edge + 4 * shape.height * shape.states * BLOCK  # h of the row above, [states, column of the strip]
-    half = full(0.5)
 
     for unit in range(first, last):
         image, channels = unit // channel_blocks, unit % channel_blocks
@@ -163,15 +170,16 @@ def forward(plan, first, last, scratch):
                             h = fma(a_l, h, load(line.drive_l, j * LANES) * B_ij)
                         else:
                             up = load_block(above, at_above + j * BLOCK)
-                            a_t = exp2(load(line.step_t, j * LANES) * A_t)
+                            halved = full(-1.0) if left + j > 0 else full(0.0)  # ½ = 2^−1
+                            a_t = exp2(fma(load(line.step_t, j * LANES), A_t, halved))
                             from_t = load(line.drive_t, j * LANES) * spread_states(B_t.address, at_T + j * B_t.column)
                             from_t = fma(a_t, up, from_t)
                             if left + j == 0:
                                 h = from_t
                             else:
-                                a_l = exp2(load(line.step_l, j * LANES) * A_l)
+                                a_l = exp2(fma(load(line.step_l, j * LANES), A_l, halved))
                                 B_ij = spread_states(B_l.address, at_L + j * B_l.column)
-                                h = half * fma(a_l, h, fma(load(line.drive_l, j * LANES), B_ij, from_t))
+                                h = fma(a_l, h, fma(load(line.drive_l, j * LANES), B_ij, from_t))
                         if i + 1 < shape.height:
                             store(above, at_above + j * BLOCK, h)
                         C_ij = spread_states(C.address, at_C + j * C.column)
@@ -201,9 +209,9 @@ class Carries(NamedTuple):
 class Tile(NamedTuple):
     """Addresses of what is known of a tile.
 
-    Of its cells, a vector each: both steps, both steps times x, x, the gradient of y; and of each step two sums over
-    states that the backward makes, w·Σ R·B and Σ ∂L/∂(Δ·A)·A. Of the states of a block: aT, aL, and h with a row
-    above it and a column to its left.
+    Of its cells, a vector each: both steps, w times both steps times x, x, the gradient of y; and of each step two sums
+    over states that the backward makes, Σ R·B and Σ ∂L/∂(Δ·A)·A. Of the states of a block: w·aT, w·aL, and h with a
+    row above it and a column to its left. The weight w is ½ inside the grid and 1 on its first row and column.
     """
 
     step_t: int
@@ -256,7 +264,7 @@ def backward_scratch(plan):
 
 @inlined
 def _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left):
-    """Steps, drives and x of a tile."""
+    """Steps, weighted drives and x of a tile."""
     image, channel, count = where
     for i in range(smaller(tiles.height, shape.height - top)):
         for j in range(smaller(tiles.width, shape.width - left)):
@@ -271,8 +279,9 @@ def _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left):
             t_ij, l_ij = load_channels(delta_t, at_t, count), load_channels(delta_l, at_l, count)
             store(tile.step_t, at, t_ij)
             store(tile.step_l, at, l_ij)
-            store(tile.drive_t, at, t_ij * x_ij)
-            store(tile.drive_l, at, l_ij * x_ij)
+            weighted = _weight(top + i, left + j) * x_ij
+            store(tile.drive_t, at, t_ij * weighted)
+            store(tile.drive_l, at, l_ij * weighted)
             store(tile.x, at, x_ij)
 
 
@@ -294,7 +303,8 @@ def _load_gradient(shape, grad_out, tile, tiles, where, top, left):
 
 @inlined
 def _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n):
-    """aT, aL and h of a tile, for one block of states; of the carries it needs those that cross its top and left."""
+    """w·aT, w·aL and h of a tile, for one block of states; of the carries it needs those that cross its top and
+    left."""
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
     down, across = top // tiles.height, left // tiles.width
     wide = tiles.width + 1
@@ -319,16 +329,17 @@ def _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left
                 store(tile.a_l, at * BLOCK, a_l)
             else:
                 up = load_block(tile.h, (at_h - wide + j + 1) * BLOCK)
-                a_t = exp2(load(tile.step_t, at * LANES) * A_t)
+                halved = full(-1.0) if left + j > 0 else full(0.0)
+                a_t = exp2(fma(load(tile.step_t, at * LANES), A_t, halved))
                 B_ij = spread_states(B_t.address, at_T + j * B_t.column)
                 from_t = fma(a_t, up, load(tile.drive_t, at * LANES) * B_ij)
                 store(tile.a_t, at * BLOCK, a_t)
                 if left + j == 0:
                     h = from_t
                 else:
-                    a_l = exp2(load(tile.step_l, at * LANES) * A_l)
+                    a_l = exp2(fma(load(tile.step_l, at * LANES), A_l, halved))
                     B_ij = spread_states(B_l.address, at_L + j * B_l.column)
-                    h = full(0.5) * fma(a_l, h, fma(load(tile.drive_l, at * LANES), B_ij, from_t))
+                    h = fma(a_l, h, fma(load(tile.drive_l, at * LANES), B_ij, from_t))
                     store(tile.a_l, at * BLOCK, a_l)
             store(tile.h, (at_h + j + 1) * BLOCK, h)
 
@@ -371,8 +382,6 @@ def _reverse(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, sums, image, to
             if not (last_row and i + 1 == height):
                 R = R + load_block(carries.up, at_up + j * shape.states * BLOCK)
             R = R + back
-            if not (first_row or first_column):
-                R = full(0.5) * R
             back, of_B_t, of_B_l = zeros(), zeros(), zeros()
             if not first_row:
                 up = R * load_block(tile.a_t, at * BLOCK)
@@ -407,7 +416,8 @@ def _store_gradients(shape, parameters, grad_x, grad_delta_t, grad_delta_l, tile
         for j in range(smaller(tiles.width, shape.width - left)):
             at = (i * tiles.width + j) * LANES
             x_ij, q = load(tile.x, at), load(tile.q, at)
-            drive_t, drive_l = load(tile.from_drive_t, at), load(tile.from_drive_l, at)
+            weight = _weight(top + i, left + j)
+            drive_t, drive_l = weight * load(tile.from_drive_t, at), weight * load(tile.from_drive_l, at)
             from_t = fma(load(tile.from_decay_t, at), full(LN_2), drive_t * x_ij)
             from_l = fma(load(tile.from_decay_l, at), full(LN_2), drive_l * x_ij)
             from_x = fma(drive_t, load(tile.step_t, at), fma(drive_l, load(tile.step_l, at), skip * q))

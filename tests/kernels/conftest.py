@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,41 @@ def widest(backend: str) -> torch.dtype:
 def operator(request: pytest.FixtureRequest, harness: ModuleType) -> Any:
     """Each scan in turn, a `harness.Operator`."""
     return getattr(harness, request.param.upper())
+
+
+# Name, range of the steps, range of every other decay.
+EXTREMES = (
+    ("large steps", (20.0, 80.0), (-1.0, -0.05)),
+    ("tiny steps", (5e-7, 2e-6), (-1.0, -0.05)),
+    ("steps of zero", (0.0, 0.0), (-1.0, -0.05)),
+    ("steps of either sign", (-0.4, 0.4), (-1.0, -0.05)),
+    ("A near zero", (0.1, 0.5), (-1e-6, -1e-9)),
+    ("A zero", (0.1, 0.5), (0.0, 0.0)),
+    ("A very negative", (0.1, 0.5), (-1e4, -1e4)),
+    ("A positive", (0.1, 0.5), (1e-3, 3e-2)),
+)
+
+
+@pytest.fixture(params=[extreme[1:] for extreme in EXTREMES], ids=[extreme[0] for extreme in EXTREMES])
+def extreme(request: pytest.FixtureRequest) -> Any:
+    """Each extreme kind of steps and decays in turn, as two ranges."""
+    return request.param
+
+
+@pytest.fixture
+def restore_determinism() -> Iterator[None]:
+    """Whether torch asks for deterministic algorithms is as it was."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing compiled before, nothing left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,31 @@ def make_inputs(
     return {name: torch.from_numpy(arrays[name]).to(dtype) for name in names}
 
 
+def between(low: float, high: float, values: Tensor) -> Tensor:
+    """The same values, spread from `low` to `high`."""
+    return low + (values - values.min()) / (values.max() - values.min()) * (high - low)
+
+
+def make_extreme_inputs(
+    extreme: tuple[tuple[float, float], tuple[float, float]],
+    size: tuple[int, int],
+    dim: int,
+    state: int,
+    *,
+    operator: Operator,
+    dtype: torch.dtype,
+    batch: int = 2,
+) -> Inputs:
+    """Arguments with steps in the first range and every other state's decays in the second; without softplus."""
+    steps, decays = extreme
+    inputs = make_inputs(size, dim, state, operator=operator, dtype=dtype, batch=batch, softplus=False, optional=("D",))
+    for name in operator.steps:
+        inputs[name] = between(*steps, inputs[name])
+    for name in operator.decays:
+        inputs[name][:, ::2] = between(*decays, inputs[name][:, ::2])
+    return inputs
+
+
 def operator_of(inputs: Inputs) -> Operator:
     """The scan that takes these arguments."""
     return SELECTIVE if SELECTIVE.read in inputs else WAVEFRONT

@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 numba = pytest.importorskip("numba")
 
-from wsi2d.kernels.native import simd  # noqa: E402 - numba may be missing
+from wsi2d.kernels import scan2d  # noqa: E402 - numba may be missing
+from wsi2d.kernels.check import make_inputs  # noqa: E402
+from wsi2d.kernels.native import simd  # noqa: E402
 from wsi2d.kernels.native.cells import sigmoid, softplus  # noqa: E402
-from wsi2d.kernels.native.host import _Threads, aligned  # noqa: E402
+from wsi2d.kernels.native.host import _Threads  # noqa: E402
 from wsi2d.kernels.native.jit import cache_folder  # noqa: E402
+from wsi2d.kernels.native.results import Results, aligned  # noqa: E402
 
 SPECIAL = [0.0, -0.0, 1e-30, -1e-30, 80.0, -80.0]
 
@@ -153,3 +156,82 @@ def test_a_pool_that_grows_loses_no_job() -> None:
         for ended in [callers.submit(call, size) for size in range(1, 9)]:
             ended.result()
     assert sorted(done) == [size for size in range(1, 9) for _ in range(50 * size)]
+
+
+# --- memory of results ---------------------------------------------------------------------------------------------
+
+MEBIBYTE = 2**18  # floats
+
+
+def test_memory_of_a_result_is_used_again_when_its_last_tensor_is_gone() -> None:
+    results = Results()
+    first = results.empty(2, MEBIBYTE)
+    address, part = first.data_ptr(), first[1, 7:].numpy()
+    del first
+    part[:] = 5
+    other = results.empty(2, MEBIBYTE)
+    assert other.data_ptr() != address  # an array still reads it
+    assert (part == 5).all()
+    del part
+    again = results.empty(MEBIBYTE, 2)
+    assert again.data_ptr() == address
+    assert again.shape == (MEBIBYTE, 2)
+    assert again.is_contiguous()
+
+
+def test_memory_is_used_for_results_of_about_its_size() -> None:
+    results = Results()
+    large = results.empty(4 * MEBIBYTE)
+    address = large.data_ptr()
+    del large
+    assert results.empty(2 * MEBIBYTE).data_ptr() != address
+    assert results.empty(5 * MEBIBYTE).data_ptr() != address
+    assert results.empty(4 * MEBIBYTE - 100).data_ptr() == address
+
+
+def test_little_memory_is_kept() -> None:
+    results = Results(kept=5 * MEBIBYTE)
+    held = [results.empty(2 * MEBIBYTE) for _ in range(6)]
+    gone = {tensor.data_ptr() for tensor in held}
+    held.clear()
+    one = results.empty(16 * MEBIBYTE)  # what lies idle is looked through with every request
+    assert len(results._idle) == 2
+    assert sum(memory.size for memory in results._idle) <= 5 * MEBIBYTE
+    assert {memory.ctypes.data for memory in results._idle} < gone
+    del one
+
+
+def test_results_of_many_threads_do_not_share_memory() -> None:
+    results = Results()
+
+    def call(number: int) -> bool:
+        right = True
+        for k in range(100):
+            tensor = results.empty(MEBIBYTE).fill_(number + k)
+            right &= bool((tensor == number + k).all())
+        return right
+
+    with ThreadPoolExecutor(6) as callers:
+        assert all(callers.map(call, range(0, 6000, 1000)))
+
+
+@pytest.mark.parametrize("scan", ["selective", "wavefront"])
+def test_a_scan_writes_all_of_a_result_in_used_memory(scan: str, one_thread: None) -> None:
+    inputs = [t.requires_grad_() for t in make_inputs(scan, (1, 41, 53, 131, 3)).values()]
+    operator = scan2d.wavefront_scan_2d
+    if scan == "selective":
+        operator = partial(scan2d.selective_scan_2d, delta_softplus=True)
+
+    def run() -> list[torch.Tensor]:
+        out = operator(*inputs, backend="native")
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    first = run()
+    wanted = [t.clone() for t in first]
+    for tensor in first:
+        tensor.detach().fill_(torch.nan)
+    addresses = {t.data_ptr() for t in first if t.numel() >= MEBIBYTE}
+    del first, tensor
+    second = run()
+    assert addresses & {t.data_ptr() for t in second}
+    assert all(torch.equal(a, b) for a, b in zip(second, wanted, strict=True))

@@ -147,38 +147,11 @@ def test_decays_above_one(
     harness.check(oracle, inputs, softplus=False, backend=backend)
 
 
-def between(low: float, high: float, values: Tensor) -> Tensor:
-    """The same values, spread from `low` to `high`."""
-    return low + (values - values.min()) / (values.max() - values.min()) * (high - low)
-
-
-@pytest.mark.parametrize(
-    ("steps", "decays"),
-    [
-        pytest.param((20.0, 80.0), (-1.0, -0.05), id="large steps"),
-        pytest.param((5e-7, 2e-6), (-1.0, -0.05), id="tiny steps"),
-        pytest.param((0.0, 0.0), (-1.0, -0.05), id="steps of zero"),
-        pytest.param((0.1, 0.5), (-1e-6, -1e-9), id="A near zero"),
-        pytest.param((0.1, 0.5), (0.0, 0.0), id="A zero"),
-        pytest.param((0.1, 0.5), (-1e4, -1e4), id="A very negative"),
-        pytest.param((0.1, 0.5), (1e-3, 3e-2), id="A positive"),
-    ],
-)
 def test_extremes(
-    oracle: ModuleType,
-    harness: ModuleType,
-    operator: Any,
-    backend: str,
-    full: torch.dtype,
-    steps: tuple[float, float],
-    decays: tuple[float, float],
+    oracle: ModuleType, harness: ModuleType, operator: Any, backend: str, full: torch.dtype, extreme: Any
 ) -> None:
     """Every other state is of the extreme kind, the rest ordinary; every state has extreme steps."""
-    inputs = harness.make_inputs((16, 19), 5, 6, operator=operator, dtype=full, softplus=False, optional=("D",))
-    for name in operator.steps:
-        inputs[name] = between(*steps, inputs[name])
-    for name in operator.decays:
-        inputs[name][:, ::2] = between(*decays, inputs[name][:, ::2])
+    inputs = harness.make_extreme_inputs(extreme, (16, 19), 5, 6, operator=operator, dtype=full)
     harness.check(oracle, inputs, softplus=False, backend=backend)
 
 
@@ -188,7 +161,7 @@ def test_softplus_of_steps_far_from_zero(
     """Steps of e^-14 to 80: each stage of softplus, to relative accuracy in both tails."""
     inputs = harness.make_inputs((5, 7), 20, 4, dtype=full)
     for low, high in ((-14.0, -12.0), (-1.0, 1.0), (15.0, 25.0), (60.0, 80.0)):
-        inputs["delta"] = between(low, high, inputs["delta"])
+        inputs["delta"] = harness.between(low, high, inputs["delta"])
         harness.check(oracle, inputs, backend=backend)
 
 

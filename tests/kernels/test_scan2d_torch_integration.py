@@ -1,7 +1,6 @@
 """The scans as ops of torch: its own checks of them, compiled graphs, autocast, checkpoints."""
 
 import shutil
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -19,14 +18,6 @@ Inputs = dict[str, Tensor]
 def no_chosen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the machine's environment says, `backend=None` is the library's own choice here."""
     monkeypatch.delenv("WSI2D_SCAN_BACKEND", raising=False)
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """Nothing compiled before, nothing left behind."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def assert_alike(harness: ModuleType, got: Inputs, want: Inputs, dtype: torch.dtype) -> None:
