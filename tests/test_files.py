@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from wsi2d.errors import ConfigError, StorageError
-from wsi2d.files import make_folder, partial_path, remove, remove_partials, unwritable, whole_file, write_text
+from wsi2d.files import (
+    discard,
+    make_folder,
+    partial_path,
+    remove,
+    remove_partials,
+    unwritable,
+    whole_file,
+    whole_folder,
+    write_text,
+)
 
 OLD = "what stood here before"
 
@@ -235,6 +245,81 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, name: str, reason: str) ->
     (tmp_path / "taken").write_text(OLD)
     line = refusal(lambda: make_folder(tmp_path / name, "give another --out"))
     assert line == f"{tmp_path / name}: the folder cannot be made ({reason}); give another --out"
+
+
+# --- folders written whole
+
+
+def fill(path: Path, text: str, error: BaseException | None = None) -> None:
+    """Write a folder of two files, or raise in between."""
+    with whole_folder(path) as partial:
+        (partial / "a").write_text(text)
+        if error is not None:
+            raise error
+        (partial / "deep").mkdir()
+        (partial / "deep" / "b").write_text(text)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_folder_appears_under_its_name_and_replaces_what_was_there(tmp_path: Path) -> None:
+    group = tmp_path / "group"
+    for text in ("old", "new"):
+        fill(group, text)
+        assert content(group) == {"a": text, "deep/b": text}
+        assert os.listdir(tmp_path) == ["group"]
+    discard(group)
+    group.write_text("a file")
+    fill(group, "newest")
+    assert content(tmp_path) == {"group/a": "newest", "group/deep/b": "newest"}
+
+
+@pytest.mark.parametrize("older", [True, False])
+@pytest.mark.parametrize("error", [Stop(), KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_stops_a_folder_leaves_nothing(tmp_path: Path, older: bool, error: BaseException) -> None:
+    """And what was there stays."""
+    group = tmp_path / "group"
+    if older:
+        fill(group, "old")
+    with pytest.raises(StorageError if isinstance(error, OSError) else type(error)):
+        fill(group, "new", error)
+    assert content(tmp_path) == ({"group/a": "old", "group/deep/b": "old"} if older else {})
+    assert os.listdir(tmp_path) == (["group"] if older else [])
+
+
+def test_a_folders_files_are_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def sync(path: Path) -> None:
+        assert not (tmp_path / "group").exists()
+        synced.append(path.name)
+
+    monkeypatch.setattr("wsi2d.files._sync", sync)
+    fill(tmp_path / "group", "new")
+    assert sorted(synced) == ["a", "b"]
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path: Path) -> None:
+    left = partial_path(tmp_path / "group")
+    (left / "deep").mkdir(parents=True)
+    (left / "deep" / "c").write_text("half")
+    fill(tmp_path / "group", "new")
+    assert content(tmp_path) == {"group/a": "new", "group/deep/b": "new"}
+
+
+def test_discard(tmp_path: Path) -> None:
+    """A file, a folder, nothing; of a link only the link."""
+    (tmp_path / "full" / "deep").mkdir(parents=True)
+    (tmp_path / "full" / "deep" / "a").write_text(OLD)
+    (tmp_path / "link").symlink_to(tmp_path / "full")
+    for name in ("link", "nothing"):
+        discard(tmp_path / name)
+    assert os.listdir(tmp_path) == ["full"]
+    discard(tmp_path / "full" / "deep" / "a")
+    discard(tmp_path / "full")
+    assert os.listdir(tmp_path) == []
 
 
 # --- what is left behind

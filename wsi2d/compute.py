@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from wsi2d.errors import ConfigError
@@ -15,6 +18,7 @@ from wsi2d.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+CORES_VARIABLE = "WSI2D_CORES"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -41,10 +45,39 @@ def resolve_device(name: str) -> torch.device:
 
 
 def available_cores() -> int:
-    """CPU cores this process may use (a Slurm or container limit is respected where the system tells it)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores this process may use (a Slurm or container limit is respected where the system tells it).
+
+    ``WSI2D_CORES`` lowers it, for processes that share a machine.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get(CORES_VARIABLE, "")
+    return max(1, min(cores, int(given))) if given.isdecimal() else cores
+
+
+def begin_peak_memory(device: torch.device) -> None:
+    """From now on :func:`peak_memory_gb` is the peak since here."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")  # Linux: the peak of resident memory begins anew
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory since :func:`begin_peak_memory`, 10⁹ bytes: what torch held on a CUDA device, else what was
+    resident of this process; NaN where the system does not tell it."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        status = Path("/proc/self/status").read_text("ascii", "replace")
+    except OSError:
+        return math.nan
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 / 1e9 if found else math.nan
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,36 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what led here is to be told; what is left is removed by the next run
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to write into; when the block ends well it appears under its name, else nothing stays.
+
+    What was there under that name is replaced.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    partial = partial_path(path)
+    before = partial_path(path.with_name(f"{path.name}.before"))
+    try:
+        discard(partial)
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        discard(before)
+        if path.exists():
+            os.replace(path, before)
+        os.replace(partial, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        for left in (partial, before):
+            with suppress(StorageError):
+                discard(left)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,6 +102,21 @@ def remove(path: Path) -> None:
     """
     try:
         path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be removed ({error.strerror}); check the folder's permissions") from error
+
+
+def discard(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds, where there is one.
+
+    Raises:
+        StorageError: it is there and cannot be removed.
+    """
+    if not path.is_dir() or path.is_symlink():
+        remove(path)
+        return
+    try:
+        shutil.rmtree(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be removed ({error.strerror}); check the folder's permissions") from error
 

@@ -19,8 +19,10 @@ from PIL import Image
 from wsi2d.config import ExtractConfig
 from wsi2d.errors import ConfigError, StorageError
 from wsi2d.features import extract as extract_module
+from wsi2d.features import settings as settings_module
 from wsi2d.features.encoders import get_encoder
-from wsi2d.features.extract import ExtractProgress, ExtractReport, SlideOutcome, extract
+from wsi2d.features.extract import extract
+from wsi2d.features.outcomes import ExtractProgress, ExtractReport, SlideOutcome
 from wsi2d.features.store import feature_path, read_features
 from wsi2d.files import partial_path
 from wsi2d.slides.discovery import find_slides
@@ -259,7 +261,7 @@ def test_another_encoder_stops_the_run(finished: tuple[Path, Path], monkeypatch:
     slides, out = finished
     encoder = get_encoder("histology-stats")
     encoder.fingerprint = "f" * 16
-    monkeypatch.setattr(extract_module, "get_encoder", lambda name: encoder)
+    monkeypatch.setattr(settings_module, "get_encoder", lambda name: encoder)
     with pytest.raises(ConfigError, match=r"was made with encoder .*, not f{16}; use another --out, or --overwrite"):
         run(slides, out, cohort_mpp=COHORT_MPP)
 
@@ -382,9 +384,11 @@ def test_pixel_sizes_go_to_their_slides(good: Path, tmp_path: Path) -> None:
 
 
 def test_input_is_checked_before_the_work_begins(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract_module, "open_slide", lambda *args, **kwargs: pytest.fail("a slide was opened"))
-    with pytest.raises(ConfigError, match="encoder 'uni': unknown"):
-        run(good, tmp_path / "out", settings(encoder="uni"))
+    monkeypatch.setattr(
+        extract_module, "extract_exclusively", lambda *args, **kwargs: pytest.fail("a slide was opened")
+    )
+    with pytest.raises(ConfigError, match="encoder 'unicorn': unknown"):
+        run(good, tmp_path / "out", settings(encoder="unicorn"))
     with pytest.raises(ConfigError, match="patch_px 32: encoder 'histology-stats' needs at least 48"):
         run(good, tmp_path / "out", settings(patch={"patch_px": 32}))
     with pytest.raises(ConfigError, match="device 'gpu'"):
@@ -413,11 +417,11 @@ def test_progress_is_told(finished: tuple[Path, Path], tmp_path: Path, write_sli
 
     report = run(slides, out, cohort_mpp=COHORT_MPP, progress=Listener())
     patches = report.slides[1].patches
-    assert heard[:2] == [("at20x", "skipped"), ("at40x", patches)]
-    batches = heard[2:-3]
+    assert heard[:3] == [("at20x", "skipped"), ("plain", "skipped"), ("at40x", patches)], "the finished ones first"
+    batches = heard[3:-2]
     assert batches == [("patches", 13)] * (patches // 13) + [("patches", patches % 13)] * bool(patches % 13)
     assert len(batches) > 2
-    assert heard[-3:] == [("at40x", "done"), ("plain", "skipped"), ("text", "failed")]
+    assert heard[-2:] == [("at40x", "done"), ("text", "failed")]
 
 
 @pytest.mark.parametrize("raised", [RuntimeError, KeyboardInterrupt])
@@ -435,7 +439,7 @@ def test_a_fault_of_ours_is_no_bad_slide(
         return encode(patches)
 
     monkeypatch.setattr(encoder, "encode", fail_at_the_second)
-    monkeypatch.setattr(extract_module, "get_encoder", lambda name: encoder)
+    monkeypatch.setattr(settings_module, "get_encoder", lambda name: encoder)
     with pytest.raises(raised, match="out of memory"):
         run(good, tmp_path / "out", cohort_mpp=COHORT_MPP)
     assert os.listdir(tmp_path / "out") == []

@@ -28,6 +28,15 @@ def features(sound: Path) -> dict[str, Reader]:
     return {"read_header": read_header, "read_spec": read_spec, "read_features": read_features, "load_bag": load_bag}
 
 
+def peers(sound: Path) -> dict[str, Reader]:
+    """Feature files of other tools, read where they lie."""
+    from wsi2d.data.bags import load_bag, read_spec
+    from wsi2d.features.imports.claims import Claims
+
+    claims = Claims("uni_v2") if sound.name == "atlaspatch" else Claims()
+    return {"read_spec": lambda path: read_spec(path, claims), "load_bag": lambda path: load_bag(path, claims)}
+
+
 def cohort(sound: Path) -> dict[str, Reader]:
     """Cohort tables, and folds of them."""
     from wsi2d.config import ClassificationTask, SurvivalTask
@@ -125,7 +134,7 @@ def command(*arguments: object) -> None:
         raise RuntimeError(f"exit code {code}, {out.getvalue()!r}, {lines[-5:]}")
 
 
-KINDS = {f.__name__: f for f in (features, cohort, config, splits, predictions, model, resume, commands)}
+KINDS = {f.__name__: f for f in (features, peers, cohort, config, splits, predictions, model, resume, commands)}
 KINDS["survival"] = predictions  # the same table with other columns
 
 

@@ -51,6 +51,20 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     assert set(found(tmp_path)) == {"a"}
 
 
+def test_pictures_beside_features_are_no_slides(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "a.svs",
+        "features/a.h5",
+        "features/thumbnails/a.jpg",
+        "more/thumbnails/b.jpg",
+        "c.h5",
+        "thumbnails.svs",
+    )
+    assert set(found(tmp_path)) == {"a", "b", "thumbnails"}
+    assert set(found(tmp_path / "features" / "thumbnails")) == {"a"}, "unless they are asked for"
+
+
 def test_an_mrxs_stands_for_its_companion_folder(tmp_path: Path) -> None:
     touch(tmp_path, "a.mrxs", "a/Slidedat.ini", "a/Data0001.dat", "a/preview.jpg", "b.MRXS", "b/preview.png", "c/d.svs")
     assert set(found(tmp_path)) == {"a", "b", "d"}

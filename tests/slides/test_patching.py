@@ -170,3 +170,29 @@ def test_a_grid_checks_itself(wrong: dict[str, Any], message: str) -> None:
     assert len(PatchGrid(**RIGHT)) == 2
     with pytest.raises(SlideError, match=f"patch grid: .*{message}"):
         PatchGrid(**{**RIGHT, **wrong})
+
+
+def a_grid(**changes: Any) -> PatchGrid:
+    values: dict[str, Any] = {
+        "shape": (4, 5), "patch_px": 256, "mpp": 0.5, "patch_level0": 300.0, "stride_level0": 200.0,
+        "index": np.array([[0, 1], [2, 4]], np.int32), "coords": np.array([[205, 10], [815, 400]], np.int32),
+    }  # fmt: skip
+    return PatchGrid(**(values | changes))
+
+
+def test_a_grid_that_starts_elsewhere() -> None:
+    grid = a_grid(origin=(12.5, -3.0))
+    assert cell_coords(grid.index, 200.0, grid.origin).tolist() == [[212, -3], [812, 397]]
+    fine = grid.scaled(2.0)
+    assert (fine.patch_level0, fine.stride_level0, fine.origin) == (600.0, 400.0, (25.0, -6.0))
+    assert fine.coords.tolist() == [[410, 20], [1630, 800]]
+    assert np.array_equal(fine.index, grid.index)
+    for origin in ((math.nan, 0.0), (0.0, math.inf)):
+        with pytest.raises(SlideError, match="origin must be finite"):
+            a_grid(origin=origin)
+
+
+def test_a_grid_of_patches_of_unknown_size() -> None:
+    grid = a_grid(patch_px=None, mpp=None)
+    assert grid.overlap_px is None
+    assert a_grid().overlap_px == 85

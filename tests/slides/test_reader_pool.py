@@ -22,7 +22,8 @@ from wsi2d.features.extract import extract
 from wsi2d.slides import reader_pool
 from wsi2d.slides.discovery import find_slides
 from wsi2d.slides.reader import open_slide
-from wsi2d.slides.reader_pool import ReaderPool, ReaderProcessError
+from wsi2d.slides.reader_pool import ReaderPool
+from wsi2d.slides.reader_worker import ReaderProcessError
 
 # Stands in front of the real package on the readers' path, and makes trouble as a file's name asks for it.
 FAULTY_OPENSLIDE = """
@@ -41,17 +42,21 @@ class OpenSlide(openslide.OpenSlide):
             sys.stderr.write("libdecoder: assertion failed\\n")
             os._exit(7)
         super().__init__(path)
+        self._osr.name = self.name
 
-    def read_region(self, location, level, size):
-        if self.name.startswith("crash-read") and location[1] > 0:
-            os.kill(os.getpid(), signal.SIGABRT)
-        if self.name.startswith("hang-read"):
-            time.sleep(60)
-        if self.name.startswith("raise-read"):
-            raise MemoryError("tile of\\n 8 TB")
-        return super().read_region(location, level, size)
+well = openslide.lowlevel._read_region
+
+def read_region(slide, buffer, x, y, *more):
+    if slide.name.startswith("crash-read") and y > 0:
+        os.kill(os.getpid(), signal.SIGABRT)
+    if slide.name.startswith("hang-read"):
+        time.sleep(60)
+    if slide.name.startswith("raise-read"):
+        raise MemoryError("tile of\\n 8 TB")
+    return well(slide, buffer, x, y, *more)
 
 openslide.OpenSlide = OpenSlide
+openslide.lowlevel._read_region = read_region
 sys.modules["openslide"] = openslide
 """
 
@@ -160,10 +165,9 @@ def test_processes_end_with_the_pool() -> None:
     with ReaderPool() as pool:
         with pytest.raises(ReaderProcessError, match="expected str"):
             pool.call("property", 5, "a")
-        worker: Any = pool._idle.queue[0]
-        process = worker._process
-        assert process.poll() is None
-    assert process.poll() is not None
+        (pid,) = pool.pids
+        assert _runs(pid)
+    assert not _runs(pid)
 
 
 @pytest.mark.usefixtures("faulty")
@@ -173,11 +177,11 @@ def test_closing_ends_what_still_reads(tmp_path: Path, write_slide: Callable[...
     with ReaderPool(4) as pool, open_slide(slow, pool=pool) as reader, ThreadPoolExecutor(4) as threads:
         reads = [threads.submit(reader.read_overview, 4.0) for _ in range(4)]
         deadline = time.monotonic() + 60
-        while len(pool._started) < 4 and time.monotonic() < deadline:
+        while len(pool.pids) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
-        processes = [worker._process for worker in pool._started]
+        processes = pool.pids
         pool.close()
-        assert all(process.poll() is not None for process in processes)
+        assert not any(_runs(pid) for pid in processes)
         errors = [str(read.exception(timeout=20)) for read in reads]
     assert len(processes) == 4
     assert all("the readers were closed" in error for error in errors), errors
@@ -186,13 +190,13 @@ def test_closing_ends_what_still_reads(tmp_path: Path, write_slide: Callable[...
 def test_a_process_that_starts_while_the_pool_closes_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
 
-    class Worker(reader_pool._Worker):
-        def __init__(self) -> None:
-            super().__init__()
+    class Worker(reader_pool.Worker):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
             started.append(self)
             pool.close()
 
-    monkeypatch.setattr(reader_pool, "_Worker", Worker)
+    monkeypatch.setattr(reader_pool, "Worker", Worker)
     pool = ReaderPool()
     with pytest.raises(ReaderProcessError, match=r"^the readers were closed$"):
         pool.call("property", "a", "b")
@@ -202,7 +206,7 @@ def test_a_process_that_starts_while_the_pool_closes_ends_too(monkeypatch: pytes
 @pytest.mark.parametrize("when", ["before", "while it is read"])
 def test_what_a_process_said_last_goes_with_it(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its complaints are asked for in one thread and closed by another."""
-    worker = reader_pool._Worker()
+    worker = reader_pool.Worker(0, 5.0, None)
     worker._process.terminate()
     worker._process.wait()
     monkeypatch.setattr(worker._process, "wait", lambda: 7)  # as if it had ended by itself
@@ -212,7 +216,7 @@ def test_what_a_process_said_last_goes_with_it(when: str, monkeypatch: pytest.Mo
     else:
         monkeypatch.setattr(worker._process, "wait", lambda: worker._complaints.close() or 7)
     with pytest.raises(ReaderProcessError, match=r"^the readers were closed$"):
-        worker.ask(("ready", ()), 5.0)
+        worker.ask("property", "a", "b")
     worker.kill()
     assert worker._complaints.closed
 
@@ -225,7 +229,7 @@ def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         from wsi2d.slides.reader_pool import ReaderPool
         pool = ReaderPool()
         reader = open_slide({str(tmp_path / "a.png")!r}, mpp=1.0, pool=pool)
-        print(pool._idle.queue[0]._process.pid, flush=True)
+        print(*pool.pids, flush=True)
         time.sleep(60)
     """)
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsi2d.errors import ConfigError
+from wsi2d.features.encoders.protocol import check_patches
 
 _STAINS = ("haematoxylin", "eosin", "dab")
 _STAIN_OD_RGB = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
@@ -92,15 +92,7 @@ class HistologyStats:
         Raises:
             ConfigError: the patches are not uint8 RGB, or smaller than 48 px.
         """
-        if patches.dtype != torch.uint8 or patches.ndim != 4 or patches.shape[-1] != 3:
-            raise ConfigError(
-                f"{self.name}: patches must be uint8 [batch, height, width, 3], "
-                f"got {patches.dtype} {list(patches.shape)}"
-            )
-        if min(patches.shape[1:3]) < self.min_patch_px:
-            raise ConfigError(
-                f"{self.name}: patch_px must be at least {self.min_patch_px}, got {min(patches.shape[1:3])}"
-            )
+        check_patches(self.name, patches, self.min_patch_px)
         if not len(patches):
             return torch.empty(0, self.dim)
         patches = patches.to(self._unmix.device)

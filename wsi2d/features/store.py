@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import io
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,82 +13,29 @@ from typing import Any
 import h5py
 import numpy as np
 
-from wsi2d import __version__
-from wsi2d.errors import FeatureStoreError, SlideError
+from wsi2d.errors import FeatureStoreError, ForeignFileError, SlideError
+from wsi2d.features.hdf5 import (
+    CHUNK_BYTES,
+    LAYOUT,
+    check_bytes,
+    create,
+    find,
+    read_array,
+    read_attributes,
+    write_attributes,
+)
+from wsi2d.features.hdf5_output import Sink, Uninterrupted
+from wsi2d.features.records import SCHEMA as SCHEMA
+from wsi2d.features.records import FeatureBag as FeatureBag
+from wsi2d.features.records import FeatureHeader as FeatureHeader
+from wsi2d.features.records import Imported as Imported
+from wsi2d.features.records import Provenance as Provenance
+from wsi2d.features.records import parse_header, to_attributes, trident_attributes
 from wsi2d.files import partial_path, remove, unwritable, whole_file
-from wsi2d.slides.patching import GridGeometry, PatchGrid, cell_coords, grid_cells
+from wsi2d.slides.patching import PatchGrid, cell_coords
 
-SCHEMA = "wsi2d/1"
-# HDF5's layout since 1.10, which has a checksum on all of its own data; the older one can hang a reader where it is
-# damaged, and so can strings of variable length in either.
-_LAYOUT = ("v110", "v110")
-_CHUNK_BYTES = 2**20
-_DEFLATE_AT_MOST = 1100  # no compressor of HDF5's makes an array smaller than by that
+_CHECKSUM_BYTES = 4  # of each chunk
 _DATASETS = ("features", "coords", "index")
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where features come from.
-
-    Attributes:
-        slide_id: the slide.
-        encoder, encoder_hash: the encoder's name and fingerprint.
-        slide_mpp, mpp_source: level-0 pixel size, µm, and where it was found.
-        level0_width, level0_height: the slide's size, px.
-        tissue: the parameters that chose the patches, as JSON.
-    """
-
-    slide_id: str
-    encoder: str
-    encoder_hash: str
-    slide_mpp: float
-    mpp_source: str
-    level0_width: int
-    level0_height: int
-    tissue: str
-
-
-@dataclass(frozen=True)
-class FeatureHeader:
-    """What a feature file says of itself.
-
-    Attributes:
-        provenance: slide, encoder and pixel size.
-        geometry: how the slide was cut.
-        patches, dim: how many embeddings, and their width.
-    """
-
-    provenance: Provenance
-    geometry: GridGeometry
-    patches: int
-    dim: int
-
-
-@dataclass(frozen=True)
-class FeatureBag:
-    """A slide's embeddings with their places.
-
-    Attributes:
-        features: float16 or float32 ``[N, D]``.
-        grid: the patches, in the same order.
-        provenance: slide, encoder and pixel size.
-    """
-
-    features: np.ndarray
-    grid: PatchGrid
-    provenance: Provenance
-
-    def __post_init__(self) -> None:
-        if self.features.ndim != 2 or len(self.features) != len(self.grid):
-            raise FeatureStoreError(
-                f"slide '{self.provenance.slide_id}': features {list(self.features.shape)} do not belong to "
-                f"{len(self.grid)} patches"
-            )
-        if self.features.dtype not in (np.float16, np.float32):
-            raise FeatureStoreError(
-                f"slide '{self.provenance.slide_id}': features must be float16 or float32, got {self.features.dtype}"
-            )
 
 
 def feature_path(folder: Path, slide_id: str) -> Path:
@@ -100,7 +46,8 @@ def feature_path(folder: Path, slide_id: str) -> Path:
 class FeatureWriter:
     """Writes a feature file batch by batch; it appears under its name only when complete.
 
-    Use as a context manager and call :meth:`append` until all ``len(grid)`` rows are there.
+    Use as a context manager and call :meth:`append` until all ``len(grid)`` rows are there. Rows are written beside
+    the caller's work.
 
     Raises:
         StorageError: the disk does not take it.
@@ -108,42 +55,30 @@ class FeatureWriter:
 
     def __init__(self, path: Path, grid: PatchGrid, provenance: Provenance, *, dim: int, dtype: str) -> None:
         self._path, self._partial = path, partial_path(path)
-        self._rows = 0
+        self._rows, self._shape = 0, (len(grid), dim)
         stored = np.dtype(dtype)
+        self._output, self._thread = _Output(self._partial), Uninterrupted()
         try:
-            self._sink = _Sink(self._partial)
-        except OSError as error:
-            raise unwritable(path, error) from error
-        try:
-            self._file = h5py.File(self._sink, "w", libver=_LAYOUT)
-            self._features = _create(self._file, "features", (len(grid), dim), stored)
-            _create(self._file, "coords", (len(grid), 2), np.dtype(np.int32))[:] = grid.coords
-            _create(self._file, "index", (len(grid), 2), np.dtype(np.int32))[:] = grid.index
-            _write_attributes(self._file, _attributes(grid, provenance))
-            self._file["coords"].attrs.update(_trident_attributes(grid, provenance))
-            self._check_disk()
+            self._wait_for(self._output.begin, grid, provenance, dim, stored)
         except BaseException:
             self._give_up()
             raise
 
     def append(self, features: np.ndarray) -> None:
-        """Add the next rows, ``[n, D]``.
+        """Add the next rows, ``[n, D]``; they must not change until the rows after them are added.
 
         Raises:
             FeatureStoreError: the rows are of another width or too many.
-            StorageError: the disk does not take them.
+            StorageError: the disk does not take them, or did not take those before.
         """
-        rows, dim = self._features.shape
+        rows, dim = self._shape
         if features.ndim != 2 or features.shape[1] != dim or self._rows + len(features) > rows:
             raise FeatureStoreError(
                 f"{self._path}: the next rows must be [n, {dim}] with n at most {rows - self._rows}, "
                 f"got {list(features.shape)}"
             )
-        try:
-            self._features[self._rows : self._rows + len(features)] = features
-        except (OSError, RuntimeError) as error:
-            raise unwritable(self._path, error) from error
-        self._check_disk()
+        self._wait_for(self._output.check_disk)  # and for the rows before
+        self._thread.begin(self._output.write, self._rows, features)
         self._rows += len(features)
 
     def __enter__(self) -> FeatureWriter:
@@ -152,84 +87,101 @@ class FeatureWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._give_up()
-            return
         try:
-            if self._rows != len(self._features):
-                raise FeatureStoreError(f"{self._path}: {self._rows} of {len(self._features)} rows were written")
-            self._file.attrs["complete"] = True
-            self._file.close()
-            self._sink.close()
-            self._check_disk()
+            if error is not None:
+                return
+            self._wait_for(self._output.check_disk)
+            if self._rows != self._shape[0]:
+                raise FeatureStoreError(f"{self._path}: {self._rows} of {self._shape[0]} rows were written")
+            self._wait_for(self._output.finish)
             with whole_file(self._path):
                 pass  # it is written already: what is left is to move it to its place
         finally:
             self._give_up()
 
-    def _check_disk(self) -> None:
-        if self._sink.error is not None:
-            raise unwritable(self._path, self._sink.error) from self._sink.error
+    def _wait_for(self, step: Callable[..., None], *arguments: Any) -> None:
+        self._thread.begin(step, *arguments)
+        try:
+            self._thread.finish()
+        except (OSError, RuntimeError) as error:
+            raise unwritable(self._path, error) from error
 
     def _give_up(self) -> None:
         """Close what is open, and remove what has not become the feature file."""
-        file: h5py.File | None = getattr(self, "_file", None)
-        if file:
-            file.close()
-        self._sink.close()
-        remove(self._partial)
+        try:
+            self._thread.begin(self._output.close)
+            with suppress(OSError, RuntimeError):  # the first of them has been told
+                self._thread.finish()
+            self._thread.end()
+        finally:
+            remove(self._partial)
 
 
-class _Sink:
-    """A file that HDF5 writes to and that never fails: HDF5 crashes the process where it cannot write what it holds.
+def _lay_out(file: h5py.File, grid: PatchGrid, provenance: Provenance, dim: int, dtype: np.dtype) -> h5py.Dataset:
+    """All of a feature file but the embeddings; returns their dataset."""
+    features = create(file, "features", (len(grid), dim), dtype)
+    create(file, "coords", (len(grid), 2), np.dtype(np.int32))[:] = grid.coords
+    create(file, "index", (len(grid), 2), np.dtype(np.int32))[:] = grid.index
+    write_attributes(file, to_attributes(grid, provenance))
+    file["coords"].attrs.update(trident_attributes(grid, provenance))
+    return features
 
-    Attributes:
-        error: the first that the disk gave; nothing is written from then on.
-    """
+
+def file_bytes(grid: PatchGrid, provenance: Provenance, *, dim: int, dtype: str) -> int:
+    """Size of the feature file of a grid, bytes. It is laid out in memory with two chunks of embeddings; the others are
+    as large as those."""
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", libver=LAYOUT) as file:
+        features = _lay_out(file, grid, provenance, dim, np.dtype(dtype))
+        rows = int(features.chunks[0]) if features.chunks else len(grid)
+        chunks = -(-len(grid) // rows) if len(grid) else 0
+        for start in {0, (chunks - 1) * rows} if chunks else ():
+            features[start : start + 1] = 0
+        file.attrs["complete"] = True
+        chunk_bytes = rows * dim * np.dtype(dtype).itemsize + _CHECKSUM_BYTES
+    return memory.getbuffer().nbytes + max(0, chunks - 2) * chunk_bytes
+
+
+class _Output:
+    """An HDF5 file that is being written."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b", buffering=0)
-        self.error: OSError | None = None
+        self._path = path
+        self._sink: Sink | None = None
+        self._file: h5py.File | None = None
+        self._features: h5py.Dataset | None = None
 
-    def write(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        try:
-            while rest and self.error is None:
-                rest = rest[self._file.write(rest) or 0 :]
-        except OSError as error:
-            self.error = error
-        return size
+    def begin(self, grid: PatchGrid, provenance: Provenance, dim: int, dtype: np.dtype) -> None:
+        """All but the embeddings."""
+        self._sink = Sink(self._path)
+        self._file = file = h5py.File(self._sink, "w", libver=LAYOUT)
+        self._features = _lay_out(file, grid, provenance, dim, dtype)
+        self.check_disk()
 
-    def truncate(self, size: int) -> int:
-        try:
-            if self.error is None:
-                self._file.truncate(size)
-        except OSError as error:
-            self.error = error
-        return size
+    def write(self, start: int, features: np.ndarray) -> None:
+        """Rows from ``start`` on."""
+        assert self._features is not None
+        self._features[start : start + len(features)] = features
 
-    def readinto(self, buffer: memoryview) -> int:
-        """What was not written reads as zeros."""
-        view = memoryview(buffer).cast("B")
-        count = self._file.readinto(view) or 0
-        view[count:] = bytes(len(view) - count)
-        return len(view)
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size) or b""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        """Nothing is held back."""
+    def finish(self) -> None:
+        """Mark the file as complete, and close it."""
+        assert self._file is not None
+        self._file.attrs["complete"] = True
+        self.close()
+        self.check_disk()
 
     def close(self) -> None:
-        self._file.close()
+        """Let everything go."""
+        file, self._file, self._features = self._file, None, None
+        if file:
+            file.close()
+        if self._sink:
+            self._sink.close()
+
+    def check_disk(self) -> None:
+        """Raise what the disk said."""
+        if self._sink and self._sink.error is not None:
+            raise self._sink.error
 
 
 def read_features(path: Path | str) -> FeatureBag:
@@ -241,16 +193,10 @@ def read_features(path: Path | str) -> FeatureBag:
     path = Path(path)
     with _reading(path) as (file, attributes):
         _check_datasets(file)
-        header = _parse_attributes(attributes, file["features"].shape)
-        features, coords, index = (_array(file, name) for name in _DATASETS)
-    g = header.geometry
-    try:
-        grid = PatchGrid(g.shape, g.patch_px, g.mpp, g.patch_level0, g.stride_level0, coords, index)
-        if not np.array_equal(coords, cell_coords(index, g.stride_level0)):
-            raise FeatureStoreError("coords are not those of its index")
-        return FeatureBag(features, grid, header.provenance)
-    except (FeatureStoreError, SlideError) as error:
-        raise FeatureStoreError(f"{path}: {error}; delete it and extract again") from error
+        header = parse_header(attributes, file["features"])
+        features, coords, index = (read_array(find(file, name)) for name in _DATASETS)
+    with _telling(path):
+        return FeatureBag(features, _grid(header, coords, index), header.provenance)
 
 
 def read_header(path: Path) -> FeatureHeader:
@@ -261,7 +207,48 @@ def read_header(path: Path) -> FeatureHeader:
     """
     with _reading(path) as (file, attributes):
         _check_datasets(file)
-        return _parse_attributes(attributes, file["features"].shape)
+        return parse_header(attributes, file["features"])
+
+
+def file_attributes(path: Path) -> dict[str, Any]:
+    """All attributes of a feature file, as ``docs/formats.md`` names them and JSON has them; None for NaN.
+
+    Raises:
+        FeatureStoreError: as :func:`read_features`.
+    """
+    with _reading(path) as (_, attributes):
+        return {name: _as_json(value) for name, value in attributes.items()}
+
+
+def read_grid(path: Path) -> PatchGrid:
+    """A feature file's patches by place; its features are not read.
+
+    Raises:
+        FeatureStoreError: as :func:`read_features`.
+    """
+    with _reading(path) as (file, attributes):
+        _check_datasets(file)
+        header = parse_header(attributes, file["features"])
+        coords, index = read_array(find(file, "coords")), read_array(find(file, "index"))
+    with _telling(path):
+        return _grid(header, coords, index)
+
+
+def read_blocks(path: Path) -> Iterator[np.ndarray]:
+    """A feature file's features in order, ``[n, D]`` at a time, so that memory does not grow with the slide.
+
+    Raises:
+        FeatureStoreError: as :func:`read_features`; also while it goes on.
+    """
+    with _reading(path) as (file, _):
+        _check_datasets(file)
+        data = file["features"]
+        if data.dtype not in (np.float16, np.float32):
+            raise ValueError(f"features are {data.dtype}, not float16 or float32")
+        chunk = data.chunks[0] if data.chunks else 1
+        step = chunk * max(1, CHUNK_BYTES // max(1, chunk * data.shape[1] * data.dtype.itemsize))
+        for start in range(0, len(data), step):
+            yield read_array(data, slice(start, start + step))
 
 
 @contextmanager
@@ -269,10 +256,10 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
     """An open feature file, ours and complete, and its attributes; whatever HDF5 raises on damage becomes one line."""
     with _open(path) as file:
         try:
-            attributes = _read_attributes(file)
+            attributes = read_attributes(file)
             found = attributes.get("schema")
             if found != SCHEMA:
-                raise FeatureStoreError(
+                raise (ForeignFileError if found is None else FeatureStoreError)(
                     f"{path}: schema is {found!r}, not '{SCHEMA}'; it is no wsi2d feature file, "
                     "extract the slides with `wsi2d extract`"
                 )
@@ -285,6 +272,24 @@ def _reading(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
             ) from error
         except (OSError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError, SlideError) as error:
             raise FeatureStoreError(f"{path}: damaged ({_one_line(error)}); delete it and extract again") from error
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """What is wrong with a file's content, told of the file."""
+    try:
+        yield
+    except (FeatureStoreError, SlideError) as error:
+        raise FeatureStoreError(f"{path}: {error}; delete it and extract again") from error
+
+
+def _grid(header: FeatureHeader, coords: np.ndarray, index: np.ndarray) -> PatchGrid:
+    g = header.geometry
+    grid = PatchGrid(g.shape, g.patch_px, g.mpp, g.patch_level0, g.stride_level0, coords, index, origin=g.origin)
+    off = np.abs(coords - cell_coords(index, g.stride_level0, g.origin).astype(np.int64)).max(initial=0)
+    if off > (0 if header.provenance.imported is None else g.stride_level0 + 1):
+        raise FeatureStoreError("coords are not those of its index")
+    return grid
 
 
 def _open(path: Path) -> h5py.File:
@@ -304,9 +309,8 @@ def _check_datasets(file: h5py.File) -> None:
     """Whether the arrays can be what they say: shapes that fit each other, and as many bytes in the file as they need.
     A damaged shape can ask for terabytes, so nothing is read before."""
     counts = []
-    size = Path(file.filename).stat().st_size
     for name in _DATASETS:
-        data = _dataset(file, name)
+        data = find(file, name)
         if (
             not isinstance(data, h5py.Dataset)
             or data.ndim != 2
@@ -314,118 +318,18 @@ def _check_datasets(file: h5py.File) -> None:
             or not data.dtype.isnative
         ):
             raise ValueError(f"{name} is no array [N, D] of numbers")
-        stored = min(data.id.get_storage_size(), size)
-        if data.nbytes > (stored if data.compression is None else stored * _DEFLATE_AT_MOST):
-            raise ValueError(f"{name} says it holds {list(data.shape)}, there are only {stored} bytes")
+        check_bytes(data)
         counts.append(data.shape[0])
     if len(set(counts)) > 1:
         raise ValueError(f"features, coords and index have {', '.join(map(str, counts))} rows")
 
 
-def _dataset(file: h5py.File, name: str) -> Any:
-    if name not in file:
-        raise KeyError(name)
-    try:
-        return file[name]
-    except KeyError as error:  # what h5py makes of an object that is there and cannot be opened
-        raise OSError(f"{name}: {error.args[0]}") from error
-
-
-def _array(file: h5py.File, name: str) -> np.ndarray:
-    try:
-        values: np.ndarray = file[name][()]
-    except KeyError as error:  # also what h5py makes of a checksum that does not fit
-        raise OSError(f"{name}: {error.args[0]}") from error
-    return values
-
-
-def _create(file: h5py.File, name: str, shape: tuple[int, int], dtype: np.dtype) -> h5py.Dataset:
-    if not shape[0]:
-        return file.create_dataset(name, shape, dtype)
-    rows = max(1, _CHUNK_BYTES // (shape[1] * dtype.itemsize))
-    # With a checksum a chunk, so that a damaged file is noticed and not trained on.
-    return file.create_dataset(name, shape, dtype, chunks=(min(rows, shape[0]), shape[1]), fletcher32=True)
-
-
-def _write_attributes(file: h5py.File, values: Mapping[str, Any]) -> None:
-    """Attributes of the file; texts are of fixed length."""
-    for name, value in values.items():
-        if isinstance(value, str):
-            raw = value.encode()
-            file.attrs.create(name, raw, dtype=h5py.string_dtype("utf-8", max(1, len(raw))))
-        else:
-            file.attrs[name] = value
-
-
-def _read_attributes(file: h5py.File) -> dict[str, Any]:
-    """Attributes of the file; texts as str."""
-    values = {}
-    for name in file.attrs:
-        kind = file.attrs.get_id(name).get_type()
-        if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
-            continue  # not ours, and where it is damaged HDF5 can hang on it
-        value = file.attrs[name]
-        values[name] = value.decode("utf-8") if isinstance(value, bytes) else value
-    return values
-
-
-def _attributes(grid: PatchGrid, provenance: Provenance) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "slide_id": provenance.slide_id,
-        "encoder": provenance.encoder,
-        "encoder_hash": provenance.encoder_hash,
-        "mpp": grid.mpp,
-        "slide_mpp": provenance.slide_mpp,
-        "mpp_source": provenance.mpp_source,
-        "patch_px": grid.patch_px,
-        "patch_level0": grid.patch_level0,
-        "stride_level0": grid.stride_level0,
-        "grid_shape": np.array(grid.shape, np.int32),
-        "level0_width": provenance.level0_width,
-        "level0_height": provenance.level0_height,
-        "tissue": provenance.tissue,
-        "wsi2d_version": __version__,
-        "complete": False,
-    }
-
-
-def _parse_attributes(attrs: dict[str, Any], shape: tuple[int, int]) -> FeatureHeader:
-    text = {name: str(attrs[name]) for name in ("slide_id", "encoder", "encoder_hash", "mpp_source", "tissue")}
-    if not isinstance(json.loads(text["tissue"]), dict):
-        raise ValueError("tissue is no JSON object")
-    provenance = Provenance(
-        **text,
-        slide_mpp=float(attrs["slide_mpp"]),
-        level0_width=int(attrs["level0_width"]),
-        level0_height=int(attrs["level0_height"]),
-    )
-    if not (math.isfinite(provenance.slide_mpp) and provenance.slide_mpp > 0):
-        raise ValueError(f"slide_mpp must be > 0, got {provenance.slide_mpp}")
-    rows, cols = (int(n) for n in attrs["grid_shape"])
-    geometry = GridGeometry(
-        shape=(rows, cols),
-        patch_px=int(attrs["patch_px"]),
-        mpp=float(attrs["mpp"]),
-        patch_level0=float(attrs["patch_level0"]),
-        stride_level0=float(attrs["stride_level0"]),
-    )
-    # A grid is as large as its slide: one that says otherwise would be built, cell by cell, for nothing.
-    most = (grid_cells(n, geometry.stride_level0) for n in (provenance.level0_height, provenance.level0_width))
-    if any(not 0 < n <= at_most for n, at_most in zip((rows, cols), most, strict=True)):
-        raise ValueError(f"grid_shape {rows}×{cols} is not that of the slide")
-    return FeatureHeader(provenance, geometry, int(shape[0]), int(shape[1]))
-
-
-def _trident_attributes(grid: PatchGrid, provenance: Provenance) -> dict[str, Any]:
-    """The names under which TRIDENT's tools look for the same facts (10 µm/px is 1×)."""
-    return {
-        "name": provenance.slide_id,
-        "patch_size": grid.patch_px,
-        "patch_size_level0": grid.patch_level0,
-        "level0_magnification": 10.0 / provenance.slide_mpp,
-        "target_magnification": 10.0 / grid.mpp,
-        "overlap": grid.overlap_px,
-        "level0_width": provenance.level0_width,
-        "level0_height": provenance.level0_height,
-    }
+def _as_json(value: Any) -> Any:
+    """An attribute as JSON has it; what it has nothing for, as text."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_as_json(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | bool | int | float | None) else str(value)

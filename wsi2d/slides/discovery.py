@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi2d.errors import SlideError
-from wsi2d.slides.reader_pool import ReaderPool, ReaderProcessError
+from wsi2d.slides.reader_pool import ReaderPool
+from wsi2d.slides.reader_worker import ReaderProcessError
 
 _OPENSLIDE_SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -53,6 +54,8 @@ def find_slides(paths: Sequence[Path | str]) -> list[SlideFile]:
 def _walk(folder: Path) -> Iterable[Path]:
     for root, folders, names in os.walk(folder, followlinks=True):
         stems = {Path(n).stem for n in names if n.lower().endswith(".mrxs")}
+        if any(n.endswith(".h5") for n in names):  # pictures of slides, beside their features
+            stems.add("thumbnails")
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in stems)
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in SLIDE_SUFFIXES:

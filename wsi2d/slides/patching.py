@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,27 +22,31 @@ class GridGeometry:
 
     Attributes:
         shape: rows and columns of the grid over the whole slide.
-        patch_px: side of a patch as the encoder sees it, px.
-        mpp: resolution of a patch, µm/px.
+        patch_px: side of a patch as the encoder sees it, px; None where unknown, as it can be for imported features.
+        mpp: resolution of a patch, µm/px; None where unknown.
         patch_level0, stride_level0: side and pitch in level-0 px; fractional where ``mpp`` does not divide evenly.
+        origin: level-0 (x, y) of the first cell's corner, px; not (0, 0) only for imported features.
     """
 
     shape: tuple[int, int]
-    patch_px: int
-    mpp: float
+    patch_px: int | None
+    mpp: float | None
     patch_level0: float
     stride_level0: float
+    origin: tuple[float, float] = field(default=(0.0, 0.0), kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("patch_px", "mpp", "patch_level0", "stride_level0"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise SlideError(f"patch grid: {name} must be > 0, got {value}")
+        if not all(math.isfinite(start) for start in self.origin):
+            raise SlideError(f"patch grid: origin must be finite, got {self.origin}")
 
     @property
-    def overlap_px(self) -> int:
-        """Overlap of neighbouring patches, px as the encoder sees them."""
-        return round(self.patch_px * (1 - self.stride_level0 / self.patch_level0))
+    def overlap_px(self) -> int | None:
+        """Overlap of neighbouring patches, px as the encoder sees them; None where the side of a patch is unknown."""
+        return None if self.patch_px is None else round(self.patch_px * (1 - self.stride_level0 / self.patch_level0))
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class PatchGrid(GridGeometry):
     """Patches with tissue, by place.
 
     Attributes:
-        coords: int32 ``[N, 2]``, level-0 (x, y) of the top-left corners, ``round(index[:, ::-1] * stride_level0)``.
+        coords: int32 ``[N, 2]``, level-0 (x, y) of the top-left corners, ``round(index[:, ::-1] * stride_level0)``;
+            of imported features those of their tool, up to a pitch from there.
         index: int32 ``[N, 2]``, (row, col) on the slide's grid, in raster order, no cell twice.
     """
 
@@ -75,6 +80,17 @@ class PatchGrid(GridGeometry):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def scaled(self, factor: float) -> PatchGrid:
+        """The same cells where level-0 pixels are that many times as small."""
+        x, y = self.origin
+        return replace(
+            self,
+            coords=np.rint(self.coords * factor).astype(np.int32),
+            patch_level0=self.patch_level0 * factor,
+            stride_level0=self.stride_level0 * factor,
+            origin=(x * factor, y * factor),
+        )
 
 
 def make_patch_grid(slide: Slide, tissue: TissueMask, config: PatchConfig | None = None) -> PatchGrid:
@@ -102,9 +118,10 @@ def make_patch_grid(slide: Slide, tissue: TissueMask, config: PatchConfig | None
     )  # fmt: skip
 
 
-def cell_coords(index: np.ndarray, stride_level0: float) -> np.ndarray:
+def cell_coords(index: np.ndarray, stride_level0: float, origin: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
     """Level-0 (x, y) of cells: int32 ``[N, 2]`` from (row, col) ``[N, 2]``."""
-    return np.rint(np.asarray(index)[:, ::-1] * stride_level0).astype(np.int32)
+    coords: np.ndarray = np.rint(np.asarray(index)[:, ::-1] * stride_level0 + np.array(origin)).astype(np.int32)
+    return coords
 
 
 def grid_cells(length: int, stride_level0: float) -> int:

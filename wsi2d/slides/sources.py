@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import openslide
+from openslide import lowlevel
 from PIL import Image
 
 from wsi2d.slides.pixel_size import HeaderPixelSize, mean_mpp, mpp_from_tiff_tags, not_square
 from wsi2d.slides.reader import PixelSource
+from wsi2d.slides.regions import Region
 
 _TIFF_X, _TIFF_Y, _TIFF_UNIT = 282, 283, 296
 _TIFF_UNITS = {2: "inch", 3: "centimeter"}
+# OpenSlide's function, which gives alpha, red, green and blue from the highest byte to the lowest. openslide-python
+# makes a picture with alpha of that; to make it and to undo it takes a tenth of the time that a patch takes to decode.
+# It has no public name there: without it, patches are read by way of that picture.
+_READ_REGION = getattr(lowlevel, "_read_region", None) if sys.byteorder == "little" else None
+_UINT32_P = ctypes.POINTER(ctypes.c_uint32)
+_OPAQUE = 0xFF000000
 
 
 class OpenSlideSource(PixelSource):
@@ -28,8 +39,18 @@ class OpenSlideSource(PixelSource):
         self._background = f"#{background}" if background else "white"
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
-        """RGB picture; what is transparent (outside the scan) takes the slide's background colour, else white."""
+        """Picture; what is transparent (outside the scan) takes the slide's background colour, else white."""
         return _opaque(self._slide.read_region((x, y), level, (width, height)), self._background)
+
+    def read_resized(self, x: int, y: int, region: Region) -> np.ndarray:
+        """As for any source; quicker where nothing is resampled and nothing transparent."""
+        if region.size == region.out and _READ_REGION is not None:
+            pixels = np.empty(region.out[::-1], np.uint32)
+            _READ_REGION(self._slide._osr, pixels.ctypes.data_as(_UINT32_P), x, y, region.level, *region.out)
+            if pixels.min() >= _OPAQUE:
+                picture = Image.frombuffer("RGBX", region.out, pixels, "raw", "RGBX", 0, 1)
+                return np.frombuffer(picture.tobytes("raw", "BGR"), np.uint8).reshape(region.shape)
+        return super().read_resized(x, y, region)
 
     def close(self) -> None:
         """Release the file."""
@@ -47,7 +68,7 @@ class PlainImageSource(PixelSource):
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"{image.mode} pixels; 8 bits a channel are needed")
                 self.header = _tiff_pixel_size(image)
-                self._image = _opaque(image, "white")
+                self._image = _opaque(image, "white").convert("RGB")
         self.width, self.height = self._image.size
         self.level_downsamples = (1.0,)
 
@@ -67,14 +88,15 @@ class PlainImageSource(PixelSource):
 
 
 def _opaque(image: Image.Image, background: str) -> Image.Image:
+    """RGB, or RGBA that is opaque everywhere: to convert it takes as long as to decode a tenth of it."""
     if image.mode not in {"RGBA", "LA", "PA"} and "transparency" not in image.info:
         return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    alpha = rgba.getchannel("A")
-    if alpha.getextrema() == (255, 255):
-        return rgba.convert("RGB")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    alpha = rgba.tobytes("raw", "A")
+    if alpha == b"\xff" * len(alpha):
+        return rgba
     canvas = Image.new("RGB", rgba.size, background)
-    canvas.paste(rgba, mask=alpha)
+    canvas.paste(rgba, mask=rgba)
     return canvas
 
 

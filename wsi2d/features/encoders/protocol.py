@@ -1,13 +1,12 @@
-"""Patch encoders by name. A new one is a file with its class, and a line here."""
+"""What every patch encoder keeps to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
-from wsi2d.registry import load
+from wsi2d.errors import ConfigError
 
 
 class Encoder(Protocol):
@@ -39,16 +38,20 @@ class Encoder(Protocol):
         ...
 
 
-ENCODERS: dict[str, str] = {
-    "histology-stats": "wsi2d.features.histology_stats:HistologyStats",
-}
+def check_patches(name: str, patches: torch.Tensor, min_patch_px: int) -> None:
+    """Refuse what no encoder takes: anything but uint8 ``[batch, height, width, 3]``, or too small a patch.
 
-
-def get_encoder(name: str) -> Encoder:
-    """Build an encoder by its registered name.
+    Args:
+        name: of the encoder; begins the error's line.
+        patches: the batch.
+        min_patch_px: smallest side, px.
 
     Raises:
-        ConfigError: no encoder has that name.
+        ConfigError: the patches are not uint8 RGB, or too small.
     """
-    factory: Callable[[], Encoder] = load(ENCODERS, name, f"encoder '{name}':")
-    return factory()
+    if patches.dtype != torch.uint8 or patches.ndim != 4 or patches.shape[-1] != 3:
+        raise ConfigError(
+            f"{name}: patches must be uint8 [batch, height, width, 3], got {patches.dtype} {list(patches.shape)}"
+        )
+    if min(patches.shape[1:3]) < min_patch_px:
+        raise ConfigError(f"{name}: patch_px must be at least {min_patch_px}, got {min(patches.shape[1:3])}")

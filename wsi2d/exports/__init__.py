@@ -1,0 +1,1 @@
+"""Features in the formats of other tools."""

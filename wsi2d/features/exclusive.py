@@ -1,0 +1,138 @@
+"""One slide is extracted by one run at a time, however many work on a folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi2d.config import ExtractConfig
+from wsi2d.errors import SlideError
+from wsi2d.features.encoders import Encoder
+from wsi2d.features.extract_slide import extract_slide
+from wsi2d.features.locks import BEAT_S, FileLock, Locks
+from wsi2d.features.outcomes import ExtractProgress, Outcome, SlideOutcome
+from wsi2d.features.settings import finished_slides
+from wsi2d.features.store import feature_path
+from wsi2d.files import partial_path, remove
+from wsi2d.slides.discovery import SlideFile
+from wsi2d.slides.reader import check_slide_id
+from wsi2d.slides.reader_pool import ReaderPool
+
+logger = logging.getLogger(__name__)
+
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One slide that is to be extracted.
+
+    Attributes:
+        file: the slide.
+        out: folder of the feature files; it exists.
+        slide_mpp, cohort_mpp: level-0 pixel sizes given by the user and the cohort, µm/px.
+        before: its feature file when the run began, which is to be made or made anew; None where there was none.
+    """
+
+    file: SlideFile
+    out: Path
+    slide_mpp: float | None
+    cohort_mpp: float | None
+    before: Stamp | None
+
+    @property
+    def path(self) -> Path:
+        """Of the feature file."""
+        return feature_path(self.out, self.file.slide_id)
+
+    @property
+    def given_mpp(self) -> float | None:
+        """The pixel size that goes before the header's, if any is given."""
+        return self.slide_mpp if self.slide_mpp is not None else self.cohort_mpp
+
+    def outcome(self, outcome: Outcome, error: str = "") -> SlideOutcome:
+        """What became of it, where no patches were encoded."""
+        return SlideOutcome(self.file.slide_id, self.file.path, outcome, error=error)
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Tells one state of a file from another; None where there is no file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # a ValueError where no file can bear that name
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def extract_exclusively(
+    order: Order, config: ExtractConfig, encoder: Encoder, pool: ReaderPool, locks: Locks, progress: ExtractProgress
+) -> SlideOutcome:
+    """Extract a slide (see :func:`wsi2d.features.extract_slide.extract_slide`) unless another run does, or just has.
+
+    Returns:
+        ``done``, ``empty``, ``failed``, ``skipped`` where its file has been made since the run began, or ``elsewhere``.
+
+    Raises:
+        ConfigError: its file has been made since the run began, with other settings.
+        StorageError: the folder or its disk does not take the file.
+    """
+    try:
+        check_slide_id(order.file.slide_id)  # before a lock is made under its name
+    except SlideError as error:
+        return order.outcome("failed", str(error))
+    lock = locks.take(order.path)
+    if lock is None:
+        return order.outcome("elsewhere")
+    with lock:
+        if stamp(order.path) != order.before and finished_slides(
+            [order.file], order.out, config, encoder, {order.file.slide_id: order.given_mpp}
+        ):
+            remove(partial_path(order.path))
+            return order.outcome("skipped")
+        try:
+            return extract_slide(
+                order.file, order.out, config, encoder, pool,
+                slide_mpp=order.slide_mpp, cohort_mpp=order.cohort_mpp, progress=_WhileOurs(lock, progress),
+            )  # fmt: skip
+        except _LostLockError:
+            logger.warning("slide '%s': another run took it over while this one was suspended", order.file.slide_id)
+            return order.outcome("elsewhere")
+
+
+def clear_partial(path: Path, locks: Locks) -> None:
+    """Remove what a killed process left of a file, unless somebody is writing it.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    if partial_path(path).exists() and (lock := locks.take(path)) is not None:
+        with lock:
+            remove(partial_path(path))
+
+
+class _LostLockError(Exception):
+    """The lock is another's by now."""
+
+
+class _WhileOurs(ExtractProgress):
+    """Passes on what happens, and ends the work on a slide whose lock was lost, at the latest before its file is
+    complete: a process that is suspended gives no signs of life."""
+
+    def __init__(self, lock: FileLock, listener: ExtractProgress) -> None:
+        self._lock, self._listener = lock, listener
+        self._left, self._looked = 0, time.monotonic()
+
+    def slide_started(self, slide_id: str, patches: int) -> None:
+        self._left = patches
+        self._listener.slide_started(slide_id, patches)
+
+    def patches_done(self, count: int) -> None:
+        self._left -= count
+        now = time.monotonic()
+        if self._left <= 0 or now - self._looked > BEAT_S:
+            self._looked = now
+            if not self._lock.is_mine():
+                raise _LostLockError
+        self._listener.patches_done(count)
