@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 GLASS, PINK, BROWN = (244, 244, 244), (226, 150, 190), (110, 70, 35)
+# Attention by one feature of a patch, with weights that a fixture sets.
+BROWN_SEEKER = {"name": "abmil", "dim": 1, "attention_dim": 1, "gated": False, "dropout": 0.0, "standardise": False}
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,12 @@ def _handmade_run(
     }[kind]
     paths = {"cohort": folder / "cohort.csv", "features": folder / "features", "splits": folder / "splits"}
     config = RunConfig.model_validate(
-        {"out": folder / "run", "data": {**paths, "slides": folder / "slides", **data}, "task": task}
+        {
+            "out": folder / "run",
+            "data": {**paths, "slides": folder / "slides", **data},
+            "task": task,
+            "model": BROWN_SEEKER,
+        }
     )
     patch = PatchConfig(patch_px=64, mpp=0.5, overlap_px=overlap_px, min_tissue=0.4)
     tissue = TissueConfig(min_piece_um2=3000, min_hole_um2=0, close_um=8)
@@ -146,12 +153,11 @@ def _save_brown_seeker(folder: Path, example: Path, strength: float, kind: str) 
     from wsi2d.models.registry import build_model, model_config
     from wsi2d.training.checkpoint import ModelCard, save_model
 
-    section = {"name": "abmil", "dim": 1, "attention_dim": 1, "gated": False, "dropout": 0.0, "standardise": False}
     spec, _ = read_spec(example)
     classes = ("common", "rare") if kind == "classification" else ()
     edges = () if kind == "classification" else (12.0,)
-    card = ModelCard(model_config(section).model_dump(), spec.dim, 2, kind, classes, edges, spec, 0, 1)
-    model = build_model(section, in_dim=spec.dim, out_dim=2)
+    card = ModelCard(model_config(BROWN_SEEKER).model_dump(), spec.dim, 2, kind, classes, edges, spec, 0, 1)
+    model = build_model(BROWN_SEEKER, in_dim=spec.dim, out_dim=2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

@@ -1,6 +1,7 @@
 """Which model speaks about a slide, where its features come from, and that attention lies where it should."""
 
 import hashlib
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wsi2d.data.bags import read_spec
 from wsi2d.errors import FeatureStoreError, RunError, SlideError, Wsi2dError
+from wsi2d.explain import attention as attention_module
 from wsi2d.explain.attention import SlideAttention, slide_attention
 from wsi2d.features.store import read_features
+from wsi2d.slides.discovery import find_slides
 
 
 def hottest(attention: SlideAttention) -> tuple[float, float]:
@@ -249,6 +253,31 @@ def test_an_encoder_that_has_changed_since(two_minds: Path, tmp_path: Path, monk
         slide_attention(two_minds, "A")
 
 
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        ("local:dinov2", "and encoder 'local:dinov2' does not come with wsi2d; extract it as the run's slides were"),
+        (
+            "phikon",
+            "; extract it as the run's slides were, and give --features FOLDER (encoder 'phikon': its weights are",
+        ),
+    ],
+)
+def test_an_encoder_that_cannot_be_built_here(
+    two_minds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, words: str
+) -> None:
+    """The way out is features that were made elsewhere, not an option that this verb does not have."""
+    pytest.importorskip("transformers", reason="without it, that is what is lacking")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "features"
+    spec = replace(read_spec(folder / "B.h5")[0], encoder=encoder)
+    (file,) = find_slides([tmp_path / "slides" / "A.tiff"])
+    with pytest.raises(FeatureStoreError) as caught:
+        attention_module._extract_alike(file, spec, folder, tmp_path / "scratch", None, "cpu")
+    assert words in str(caught.value)
+
+
 def test_a_table_that_says_no_fold_asks_all(two_minds: Path) -> None:
     path = two_minds / "predictions.csv"
     path.write_text(path.read_text("utf-8").replace("case of A,1,", "case of A,,"), "utf-8")
@@ -286,3 +315,44 @@ def test_unfinished_run(two_minds: Path) -> None:
         slide_attention(two_minds, "A")
     with pytest.raises(RunError, match=r"no config\.yaml"):
         slide_attention(two_minds.parent, "A")
+
+
+# --- slides of a patient that are one bag
+
+
+@pytest.fixture
+def joined_run(brown_slide: Any, handmade_run: Any, tmp_path: Path) -> Path:
+    """A run whose one patient has slides A and B, both with brown, and a slide C that it does not know."""
+    for name, side in (("A", 64), ("B", 32), ("C", 64)):
+        brown_slide(tmp_path / "slides" / f"{name}.tiff", (231, 139), side=side)
+    run = Path(handmade_run(tmp_path, {"A": 0, "B": 0, "C": 0}, strengths=(6.0, -6.0), bag="case"))
+    lines = ["slide_id,case_id,fold,joined_slides,label,prob_common,prob_rare", "p,p,0,A;B,rare,0.25,0.75"]
+    (run / "predictions.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    return run
+
+
+def test_attention_of_a_slide_is_its_part_of_the_patients(joined_run: Path) -> None:
+    a, b = (slide_attention(joined_run, name) for name in "AB")
+    assert a.folds == b.folds == (0,)
+    assert a.truth == "rare"
+    assert a.prediction.case_id == b.prediction.slide_id == "p"
+    np.testing.assert_array_equal(a.prediction.attention, b.prediction.attention)
+    assert float(a.prediction.attention.sum()) == pytest.approx(1, abs=1e-5)
+    assert (len(a.relative()), len(b.relative())) == (len(a.grid), len(b.grid))
+    whole = np.concatenate([a.relative(), b.relative()])
+    assert whole.mean() == pytest.approx(1, rel=1e-5)
+    assert a.relative().mean() > 1 > b.relative().mean(), "more brown is on A"
+    assert np.isfinite(a.on_grid()).sum() == len(a.grid)
+
+
+def test_a_new_slide_is_a_bag_by_itself(joined_run: Path) -> None:
+    found = slide_attention(joined_run, "C")
+    assert found.folds == (0, 1)
+    assert found.prediction.joined_slides == ("C",)
+    assert found.relative().mean() == pytest.approx(1, rel=1e-5)
+
+
+def test_another_slide_of_the_patient_without_features_is_named(joined_run: Path) -> None:
+    (joined_run.parent / "features" / "B.h5").unlink()
+    with pytest.raises(FeatureStoreError, match=r"B\.h5"):
+        slide_attention(joined_run, "A")

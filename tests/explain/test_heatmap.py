@@ -1,6 +1,7 @@
 """Attention as a picture: every colour over its own cell, nothing where there is no patch."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def test_masked_values_are_transparent() -> None:
     grid, values = some_grid((3, 4), 64, 64)
     a = overlay(np.ma.masked_invalid(values), grid, (192, 256), 1.0, grey)
     np.testing.assert_array_equal(a, overlay(values, grid, (192, 256), 1.0, grey))
+
+
+def test_a_grid_that_starts_elsewhere() -> None:
+    """As that of imported features can: what is drawn over the cells goes with them."""
+    grid, values = some_grid((3, 4), 64, 64)
+    away = replace(grid, origin=(5.0, -64.0))
+    here, there = (overlay(values, g, (192, 256), 1.0, grey) for g in (grid, away))
+    np.testing.assert_array_equal(there[:128, 5:], here[64:, :-5])
+    assert (there[..., 3][:, :5] == 0).all()
+    assert (there[..., 3][128:] == 0).all()
 
 
 def test_colour_limit() -> None:

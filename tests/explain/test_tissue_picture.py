@@ -1,4 +1,4 @@
-"""What extraction will cut, as a picture: the outline where tissue ends, a tint over every patch and nothing else."""
+"""What extraction will cut, as a picture: the outline where tissue ends, patches as they are, a veil over the rest."""
 
 import io
 import math
@@ -100,6 +100,11 @@ def green(rgb: np.ndarray) -> np.ndarray:
     return (rgb[..., 1] - rgb[..., 0] > 30) & (rgb[..., 1] - rgb[..., 2] > 30)
 
 
+def veiled(rgb: Any) -> np.ndarray:
+    """A colour where nothing is cut: two fifths of a middle grey are mixed in."""
+    return 0.6 * np.asarray(rgb, float) + 0.4 * 158
+
+
 # --- what is found is what is extracted
 
 
@@ -175,32 +180,30 @@ def test_the_outline_lies_where_tissue_ends(drawn: tuple[TissuePicture, Path]) -
     assert away.max() < 1 + 2 * near / RY
 
 
-def test_a_tint_over_every_patch_and_nothing_else(drawn: tuple[TissuePicture, Path]) -> None:
-    """A third of the way into each cell, where no line is: the slide as it is, or with a share of blue."""
+def test_patches_are_as_they_are_and_a_veil_lies_over_the_rest(drawn: tuple[TissuePicture, Path]) -> None:
+    """A third of the way into each cell, where no line is: the slide as it is, or mixed with grey."""
     picture, _ = drawn
     shown = Shown(picture)
     chosen = {(int(row), int(col)) for row, col in picture.grid.index}
     seen = {True: 0, False: 0}
     for row, col in np.ndindex(*picture.grid.shape):
         x, y = 64 * col + 21, 64 * row + 21
-        if shown.is_outlined(x, y, 3) or x >= WIDTH or y >= HEIGHT:
+        near_the_bar = x < 250 and y > 550
+        if shown.is_outlined(x, y, 4) or x >= WIDTH or y >= HEIGHT or near_the_bar:
             continue
         below = picture.overview[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).mean(0)
-        change = shown.around(x, y, 1).mean(0) - below
+        found_there = shown.around(x, y, 1).mean(0)
+        off = {True: np.abs(found_there - below).max(), False: np.abs(found_there - veiled(below)).max()}
         seen[(row, col) in chosen] += 1
-        if (row, col) in chosen:
-            assert change[0] < -8, "less red"
-            assert change[2] > change[1] > change[0], "and more of blue"
-        elif math.hypot((x - X) / RX, (y - Y) / RY) > 1.2 and not (x < 250 and y > 550):  # a scale bar is there
-            assert np.abs(change).max() <= 2, (row, col)
+        assert off[(row, col) in chosen] < off[(row, col) not in chosen] / 2, (row, col, off)
     assert seen[True] > 20
     assert seen[False] > 10
 
 
-def test_glass_far_away_is_untouched(drawn: tuple[TissuePicture, Path]) -> None:
+def test_glass_far_away_is_veiled(drawn: tuple[TissuePicture, Path]) -> None:
     shown = Shown(drawn[0])
     for x, y in ((5, 5), (WIDTH - 5, 5), (WIDTH - 5, HEIGHT - 5), (WIDTH - 60, 40)):
-        assert (shown.colour(x, y) == GLASS).all()
+        assert np.abs(shown.colour(x, y) - veiled(GLASS)).max() <= 1
 
 
 def test_patches_are_framed(drawn: tuple[TissuePicture, Path]) -> None:
@@ -227,8 +230,8 @@ def test_a_large_slide_is_drawn_small_and_in_place(paint_tissue: Any, ellipse: A
         assert shown.is_outlined(x, y, 6), (x, y)
     assert not green(shown.png[:, : shown.at(1150, 0)[1]]).any()
     row, col = picture.grid.index[0]
-    assert shown.colour(64 * col + 32, 64 * row + 5)[0] < 243
-    assert (shown.colour(64 * 10, 32) == GLASS).all()
+    assert shown.colour(64 * col + 32, 64 * row + 20)[0] > 215, "as it is"
+    assert np.abs(shown.colour(64 * 10, 32) - veiled(GLASS)).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(960, 640), (1001, 777), (997, 650)])
@@ -267,7 +270,7 @@ def test_a_slide_without_tissue(tmp_path: Path, grey: int) -> None:
     assert ", 0 patches of 64 px" in picture.describe()
     shown = Shown(picture)
     assert not green(shown.png).any()
-    assert (shown.colour(200, 100) == grey).all()
+    assert np.abs(shown.colour(200, 100) - veiled(grey)).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(700, 40), (40, 700), (1, 1)])
@@ -281,7 +284,7 @@ def test_grids_of_one_row_or_column(tmp_path: Path, size: tuple[int, int]) -> No
     shown = Shown(picture)
     if min(size) >= 40:  # else a patch has less tissue than it must
         assert len(picture.grid) > 0.9 * math.prod(picture.grid.shape)
-        assert shown.colour(width // 2 + 5, height // 2)[0] < PINK[0] - 8
+        assert (shown.colour(width // 2 + 5, height // 2) == PINK).all()
 
 
 def test_patches_finer_than_the_picture_have_no_frames_and_are_quick() -> None:
@@ -294,9 +297,8 @@ def test_patches_finer_than_the_picture_have_no_frames_and_are_quick() -> None:
     shown = Shown(picture)
     assert time.perf_counter() - start < 30, "some 2 s on a machine that does nothing else"
     inside = shown.png[shown.at(0, 2000)[0] : shown.at(0, 16_000)[0], shown.at(9000, 0)[1] : shown.at(55_000, 0)[1]]
-    assert inside[..., 0].mean() < 245, "tinted"
-    assert inside[..., 0].min() > 180, "and no line"
-    assert (shown.colour(3000, 8000) == 255).all()
+    assert (inside == 255).all(), "as it is, and no line"
+    assert np.abs(shown.colour(3000, 8000) - veiled(255)).max() <= 1
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,42 +1,39 @@
 """Fixtures of the model tests: bags of random patches, batches of them, models with random parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from random_models import random_bag, random_model
 from torch import nn
 
 from wsi2d.data.bags import GridBag
-from wsi2d.models.registry import build_model
 
-IN_DIM, OUT_DIM = 6, 3
+
+@pytest.fixture(autouse=True)
+def _its_package_is_there(skip_without_torchmil: None) -> None:
+    """All tests of this folder."""
+
+
+@pytest.fixture(scope="session")
+def loops(load_module: Callable[[str], ModuleType]) -> ModuleType:
+    """`loops.py`: layers as loops over cells, in float64."""
+    return load_module("models/loops.py")
 
 
 @pytest.fixture
 def make_bag() -> Callable[..., GridBag]:
     """A bag of random patches on some cells of a grid, in random order."""
-
-    def make(
-        shape: tuple[int, int], *, seed: int = 0, share: float = 0.6, dtype: torch.dtype = torch.float32
-    ) -> GridBag:
-        generator = np.random.default_rng([seed, *shape])
-        cells = np.argwhere(np.ones(shape, bool))
-        count = max(1, round(share * len(cells)))
-        index = generator.permutation(cells)[:count]
-        features = torch.from_numpy(generator.standard_normal((count, IN_DIM))).to(dtype)
-        return GridBag(f"bag-{seed}", features, torch.from_numpy(index), shape)
-
-    return make
+    return random_bag
 
 
 @pytest.fixture
-def make_bags(make_bag: Callable[..., GridBag]) -> Callable[..., list[GridBag]]:
+def make_bags() -> Callable[..., list[GridBag]]:
     """One bag of each shape."""
 
     def make(shapes: Sequence[tuple[int, int]], **options: Any) -> list[GridBag]:
-        return [make_bag(shape, seed=seed, **options) for seed, shape in enumerate(shapes)]
+        return [random_bag(shape, seed=seed, **options) for seed, shape in enumerate(shapes)]
 
     return make
 
@@ -44,15 +41,4 @@ def make_bags(make_bag: Callable[..., GridBag]) -> Callable[..., list[GridBag]]:
 @pytest.fixture
 def make_model() -> Callable[..., nn.Module]:
     """A model in evaluation mode, none of its parameters zero, with features to be standardised."""
-
-    def make(section: Mapping[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-        torch.manual_seed(seed)
-        model = build_model(section, in_dim=IN_DIM, out_dim=OUT_DIM)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
-        if model.standardise is not None:
-            model.standardise.fit(torch.randn(IN_DIM), torch.rand(IN_DIM) + 0.5)
-        return model.to(dtype).eval()
-
-    return make
+    return random_model

@@ -36,6 +36,44 @@ def flipped(bag: GridBag, *axes: int) -> GridBag:
     return GridBag(bag.slide_id, bag.features, index, bag.shape)
 
 
+def joined_by_hand(model: nn.Module, slides: list[GridBag]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and attention of a patient: what pooling gets of each slide by itself, pooled together."""
+    cells, scores, before = [], [], getattr(model, "norm", None) or model.project
+    for slide in slides:
+        kept = []
+        handle = before.register_forward_hook(lambda module, given, output, kept=kept: kept.append(output))
+        run(model, slide)
+        handle.remove()
+        places = slide.index[:, 0] * slide.shape[1] + slide.index[:, 1]  # on a grid, flattened or not
+        cells.append(kept[0] if kept[0].ndim == 2 else kept[0].flatten(0, 2)[places])
+        hidden = torch.tanh(model.pool.value(cells[-1]))
+        hidden = hidden if model.pool.gate is None else hidden * torch.sigmoid(model.pool.gate(cells[-1]))
+        scores.append(model.pool.score(hidden)[:, 0])
+    attention = torch.cat(scores).softmax(0)
+    return model.head(attention @ torch.cat(cells)), attention
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"name": "abmil", "dim": 8}, MAMBA, MAMBA | {"conv": "raster", "directions": 1}, MAMBA | {"layout": "row"}],
+    ids=["abmil", "mamba2d", "raster", "row"],
+)
+def test_slides_of_a_patient_are_encoded_apart_and_pooled_together(
+    make_bag: MakeBag, make_model: MakeModel, section: dict[str, Any]
+) -> None:
+    """However many there are and in whichever order; nothing of a slide reaches the grid of another."""
+    shapes = [(6, 7), (3, 2), (1, 5)]
+    model, slides = make_model(section, **DOUBLE), [make_bag(s, seed=k, **DOUBLE) for k, s in enumerate(shapes)]
+    with torch.no_grad():
+        expected = joined_by_hand(model, slides)
+        found, turned = model(collate(slides, [3])), model(collate(slides[::-1], [3]))
+    torch.testing.assert_close(found.logits[0], expected[0])
+    torch.testing.assert_close(found.attention, expected[1])
+    torch.testing.assert_close(turned.logits, found.logits)
+    parts = turned.attention.split([len(s) for s in slides[::-1]])
+    torch.testing.assert_close(torch.cat(parts[::-1]), found.attention)
+
+
 # --- abmil ---------------------------------------------------------------------------------------------------------
 
 
@@ -75,6 +113,8 @@ def test_abmil_gate_matters(make_bag: MakeBag, make_model: MakeModel) -> None:
         {"directions": 1, "conv": "raster", "pool": "all"},
         {"scan": False},
         {"layout": "row", "conv": "none"},
+        {"scan_order": "raster", "conv": "none"},
+        {"scan_order": "serpentine", "conv": "none"},
         {"empty": "zero", "conv": "none"},
     ],
     ids=str,
@@ -108,7 +148,8 @@ def scores_before_softmax(model: nn.Module, bag: GridBag, *, cell: tuple[int, in
     handle = model.norm.register_forward_hook(lambda module, given, output: kept.append(given[0]))
     model(collate([bag]))
     handle.remove()
-    return (kept[0][0, *cell] * torch.arange(1.0, 9.0).double()).sum()
+    (row,) = (bag.index == torch.tensor(cell)).all(1).nonzero()[:, 0].tolist()
+    return (kept[0][row] * torch.arange(1.0, 9.0).double()).sum()
 
 
 @pytest.mark.parametrize(
@@ -133,6 +174,18 @@ def test_a_flattened_grid_is_its_cells_in_raster_order(make_bag: MakeBag, make_m
     as_row = GridBag("x", bag.features, index, (1, 20))
     for a, b in zip(run(model, bag), run(model, as_row), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_without_convolution_a_raster_scan_is_that_of_the_flattened_grid(
+    make_bag: MakeBag, make_model: MakeModel
+) -> None:
+    options, bag = {"conv": "none", "directions": 2, "blocks": 2}, make_bag((4, 5), **DOUBLE)
+    raster = make_model(MAMBA | options | {"scan_order": "raster"}, **DOUBLE)
+    for other in ({"layout": "row"}, {"scan_order": "2d"}, {"scan_order": "serpentine"}):
+        model = make_model(MAMBA | options | other, **DOUBLE)
+        model.load_state_dict(raster.state_dict())
+        apart = (run(model, bag)[0] - run(raster, bag)[0]).abs().max()
+        assert (apart < 1e-12) == (other == {"layout": "row"}), other
 
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)], ids=["rows", "columns", "both"])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -45,75 +46,44 @@ def full_layout(shapes: list[tuple[int, int]]) -> GridLayout:
     return grid_layout(collate(bags))
 
 
-def array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
-
-
-def silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
-
-
 # --- the oracle: one bag's grid [rows, cols, dim], loops over its cells ----------------------------------------------
 
 
-def mixed_by_loops(mixer: Mamba2DMixer, grid: np.ndarray, *, directions: int, shared: bool, scan: bool) -> np.ndarray:
+def mixed_by_loops(
+    loops: ModuleType, mixer: Mamba2DMixer, grid: np.ndarray, *, directions: int, shared: bool, scan: bool = True
+) -> np.ndarray:
     """Mamba's mixer on one grid without padding."""
     inner = mixer.out_proj.in_features
-    u, z = np.split(grid @ array(mixer.in_proj.weight).T, [inner], -1)
-    u = silu(convolved_by_loops(mixer, u))
+    u, z = np.split(loops.linear(mixer.in_proj, grid), [inner], -1)
+    u = loops.silu(convolved_by_loops(loops, mixer, u))
     if scan:
         total = np.zeros_like(u)
         for k, flip in enumerate(FLIPS[directions]):
             rows, cols = slice(None, None, -1 if flip[0] == "r" else 1), slice(None, None, -1 if flip[1] == "c" else 1)
-            total += scanned_by_loops(mixer.scans[0 if shared else k], u[rows, cols])[rows, cols]
+            total += scanned_by_loops(loops, mixer, mixer.scans[0 if shared else k], u[rows, cols])[rows, cols]
         u = total / directions
-    return (u * silu(z)) @ array(mixer.out_proj.weight).T
+    return loops.linear(mixer.out_proj, u * loops.silu(z))
 
 
-def convolved_by_loops(mixer: Mamba2DMixer, u: np.ndarray) -> np.ndarray:
+def scanned_by_loops(loops: ModuleType, mixer: Mamba2DMixer, scan: nn.Module, u: np.ndarray) -> np.ndarray:
+    """In 2D, or as one row: the grid's rows one after the other, in serpentine order every second one from its end."""
+    if mixer.scan_order == "2d":
+        scanned: np.ndarray = loops.selective_scan(scan, u)
+        return scanned
+    steps = [-1 if mixer.scan_order == "serpentine" and k % 2 else 1 for k in range(len(u))]
+    in_order = np.concatenate([row[::step] for row, step in zip(u, steps, strict=True)])
+    rows = np.split(loops.selective_scan(scan, in_order[None])[0], len(u))
+    return np.stack([row[::step] for row, step in zip(rows, steps, strict=True)])
+
+
+def convolved_by_loops(loops: ModuleType, mixer: Mamba2DMixer, u: np.ndarray) -> np.ndarray:
     """Depthwise: a 3×3 cross-correlation, or over a cell and the three before it in raster order."""
-    rows, cols, _ = u.shape
-    out = np.zeros_like(u)
     if mixer.conv == "2d":
-        weight, bias = array(mixer.conv2d.weight)[:, 0], array(mixer.conv2d.bias)
-        for i in range(rows):
-            for j in range(cols):
-                out[i, j] = bias
-                for di in (-1, 0, 1):
-                    for dj in (-1, 0, 1):
-                        if 0 <= i + di < rows and 0 <= j + dj < cols:
-                            out[i, j] += weight[:, di + 1, dj + 1] * u[i + di, j + dj]
-        return out
+        return loops.near_cells(loops.array(mixer.conv2d.weight)[:, 0], loops.array(mixer.conv2d.bias), u)
     if mixer.conv == "raster":
-        weight, bias = array(mixer.conv1d.weight)[:, 0], array(mixer.conv1d.bias)
-        for place in range(rows * cols):
-            here = divmod(place, cols)
-            out[here] = bias
-            for back in range(min(3, place) + 1):
-                out[here] += weight[:, 3 - back] * u[divmod(place - back, cols)]
-        return out
+        weight, bias = loops.array(mixer.conv1d.weight)[:, 0], loops.array(mixer.conv1d.bias)
+        return loops.cells_before(weight, bias, u.reshape(-1, u.shape[-1])).reshape(u.shape)
     return u
-
-
-def scanned_by_loops(parameters: nn.Module, u: np.ndarray) -> np.ndarray:
-    """The selective 2D scan (DESIGN, section 4) with Δ, B and C from its input."""
-    rows, cols, inner = u.shape
-    A, D = -np.exp(array(parameters.A_log)), array(parameters.D)
-    state = A.shape[1]
-    projected = u @ array(parameters.x_proj.weight).T
-    rank = projected.shape[-1] - 2 * state
-    raw = projected[..., :rank] @ array(parameters.dt_weight).T + array(parameters.dt_bias)
-    delta = np.log1p(np.exp(raw))
-    B, C = projected[..., rank : rank + state], projected[..., rank + state :]
-    h, out = np.zeros((rows, cols, inner, state)), np.zeros_like(u)
-    for i in range(rows):
-        g = np.zeros((inner, state))
-        for j in range(cols):
-            a = np.exp(delta[i, j][:, None] * A)
-            g = a * g + (delta[i, j] * u[i, j])[:, None] * B[i, j]
-            h[i, j] = g + (a * h[i - 1, j] if i else 0)
-            out[i, j] = h[i, j] @ C[i, j] + D * u[i, j]
-    return out
 
 
 @pytest.mark.parametrize("conv", ["2d", "raster", "none"])
@@ -121,25 +91,46 @@ def scanned_by_loops(parameters: nn.Module, u: np.ndarray) -> np.ndarray:
     ("directions", "shared", "scan"),
     [(1, False, True), (2, False, True), (4, False, True), (4, True, True), (2, True, True), (4, False, False)],
 )
-def test_mixer_equals_loops_on_each_bag_of_a_padded_batch(conv: str, directions: int, shared: bool, scan: bool) -> None:
+def test_mixer_equals_loops_on_each_bag_of_a_padded_batch(
+    loops: ModuleType, conv: str, directions: int, shared: bool, scan: bool
+) -> None:
     mixer = make_mixer(conv=conv, directions=directions, share_directions=shared, scan=scan)
     layout = full_layout(SHAPES)
     grid = torch.randn(*layout.inside.shape, 3, dtype=torch.float64)  # padding holds anything
-    found = array(mixer(grid, layout))
+    found = loops.array(mixer(grid, layout))
     for k, (rows, cols) in enumerate(SHAPES):
-        expected = mixed_by_loops(mixer, array(grid[k, :rows, :cols]), directions=directions, shared=shared, scan=scan)
+        own = loops.array(grid[k, :rows, :cols])
+        expected = mixed_by_loops(loops, mixer, own, directions=directions, shared=shared, scan=scan)
         np.testing.assert_allclose(found[k, :rows, :cols], expected, rtol=1e-10, atol=1e-12)
 
 
-def test_block_is_residual_over_a_normalised_grid() -> None:
+@pytest.mark.parametrize("scan_order", ["raster", "serpentine"])
+@pytest.mark.parametrize(
+    ("directions", "shared", "conv"), [(1, False, "2d"), (2, False, "none"), (4, False, "2d"), (4, True, "raster")]
+)
+def test_scans_in_one_dimension_equal_loops_on_each_bag_of_a_padded_batch(
+    loops: ModuleType, scan_order: str, directions: int, shared: bool, conv: str
+) -> None:
+    mixer = make_mixer(conv=conv, directions=directions, share_directions=shared, scan_order=scan_order)
+    layout = full_layout(SHAPES)
+    grid = torch.randn(*layout.inside.shape, 3, dtype=torch.float64)
+    found = loops.array(mixer(grid, layout))
+    for k, (rows, cols) in enumerate(SHAPES):
+        expected = mixed_by_loops(
+            loops, mixer, loops.array(grid[k, :rows, :cols]), directions=directions, shared=shared
+        )
+        np.testing.assert_allclose(found[k, :rows, :cols], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_block_is_residual_over_a_normalised_grid(loops: ModuleType) -> None:
     mixer, layout = make_mixer(directions=4, conv="2d"), full_layout([(4, 5)])
     block = MixerBlock(mixer, 3).double()
     nn.init.normal_(block.norm.weight)
     grid = torch.randn(1, 4, 5, 3, dtype=torch.float64)
-    cells = array(grid[0])
-    normed = cells / np.sqrt((cells**2).mean(-1, keepdims=True) + 1e-5) * array(block.norm.weight)
-    expected = cells + mixed_by_loops(mixer, normed, directions=4, shared=False, scan=True)
-    np.testing.assert_allclose(array(block(grid, layout)[0]), expected, rtol=1e-10)
+    cells = loops.array(grid[0])
+    normed = cells / np.sqrt((cells**2).mean(-1, keepdims=True) + 1e-5) * loops.array(block.norm.weight)
+    expected = cells + mixed_by_loops(loops, mixer, normed, directions=4, shared=False)
+    np.testing.assert_allclose(loops.array(block(grid, layout)[0]), expected, rtol=1e-10)
 
 
 # --- symmetry ------------------------------------------------------------------------------------------------------
@@ -220,7 +211,7 @@ def test_rank_of_the_steps(dim: int, rank: int) -> None:
 def test_sets_of_scan_parameters(directions: int, shared: bool, scan: bool, sets: int) -> None:
     mixer = make_mixer(directions=directions, share_directions=shared, scan=scan)
     assert len(mixer.scans) == sets
-    weights = [array(s.x_proj.weight) for s in mixer.scans]
+    weights = [s.x_proj.weight.detach().numpy() for s in mixer.scans]
     assert all(not np.array_equal(weights[0], other) for other in weights[1:])
 
 
@@ -238,7 +229,8 @@ def batch() -> BagBatch:
 def test_layout_of_a_padded_batch(batch: BagBatch) -> None:
     layout = grid_layout(batch)
     assert layout.inside.int().tolist() == [[[1, 1, 1], [1, 1, 1], [0, 0, 0]], [[1, 0, 0], [1, 0, 0], [1, 0, 0]]]
-    assert layout.tissue.int().tolist() == [[[1, 0, 1], [1, 0, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 0], [1, 0, 0]]]
+    patches = layout.scatter(torch.ones(5, 1), torch.zeros(1))[..., 0]
+    assert patches.int().tolist() == [[[1, 0, 1], [1, 0, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 0], [1, 0, 0]]]
     grid = layout.scatter(batch.features, torch.tensor([-1.0, -2.0]))
     assert grid.shape == (2, 3, 3, 2)
     assert grid[0, 0].tolist() == [[4, 5], [-1, -2], [0, 1]]
@@ -250,7 +242,8 @@ def test_layout_of_a_padded_batch(batch: BagBatch) -> None:
 def test_flattened_layout_is_one_row_in_raster_order(batch: BagBatch) -> None:
     layout = grid_layout(batch, flatten=True)
     assert layout.shapes.tolist() == [[1, 6], [1, 3]]
-    assert layout.tissue.int().tolist() == [[[1, 0, 1, 1, 0, 0]], [[1, 0, 1, 0, 0, 0]]]
+    patches = layout.scatter(torch.ones(5, 1), torch.zeros(1))[..., 0]
+    assert patches.int().tolist() == [[[1, 0, 1, 1, 0, 0]], [[1, 0, 1, 0, 0, 0]]]
     assert layout.inside.int().tolist() == [[[1] * 6], [[1, 1, 1, 0, 0, 0]]]
     assert torch.equal(layout.gather(layout.scatter(batch.features, torch.zeros(2))), batch.features)
 
@@ -259,8 +252,9 @@ def test_flattened_layout_is_one_row_in_raster_order(batch: BagBatch) -> None:
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_attention_pooling_by_hand(gated: bool) -> None:
+def test_attention_pooling_by_hand(loops: ModuleType, gated: bool) -> None:
     torch.manual_seed(0)
+    array = loops.array
     pool = AttentionPool(3, 4, gated=gated).double()
     cells, mask = torch.randn(2, 5, 3, dtype=torch.float64), torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 1, 0]]).bool()
     pooled, attention = pool(cells, mask)

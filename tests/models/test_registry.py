@@ -16,7 +16,8 @@ from torch import nn
 from wsi2d.data.bags import GridBag, collate
 from wsi2d.errors import ConfigError
 from wsi2d.models.blocks import Standardise
-from wsi2d.models.registry import MODELS, _model_class, build_model, model_config
+from wsi2d.models.patch_model import PatchModelConfig
+from wsi2d.models.registry import MODELS, build_model, model_class, model_config
 
 MakeBags = Callable[..., list[GridBag]]
 MakeModel = Callable[..., nn.Module]
@@ -26,6 +27,10 @@ SHAPES = [(5, 7), (1, 1), (1, 8), (8, 1), (9, 4), (2, 2)]
 SMALL = {"dim": 8, "state": 3, "attention_dim": 5}
 OTHERS = {"dim": 20, "blocks": 2, "state": 1, "expand": 3, "attention_dim": 1, "dropout": 0.0, "dt_max": 0.5}
 PUBLISHED = {"conv": "raster", "directions": 1, "dt_init": "published", "pool": "all", "standardise": False}
+# Attention is 0 of patches that hold no maximum, or where an approximation makes it negative.
+SPARSE_ATTENTION = {"max", "s4-mil", "torchmil:transmil"}
+# Draws besides dropout while it trains.
+DRAWS = {"torchmil:dtfd"}
 COMBINATIONS: list[dict[str, Any]] = [
     {"name": "mamba2d-mil", **PUBLISHED},
     {"name": "mamba2d-mil", "layout": "row", "conv": "raster", "directions": 2},
@@ -37,8 +42,11 @@ COMBINATIONS: list[dict[str, Any]] = [
 
 
 def fields_of(name: str) -> dict[str, FieldInfo]:
-    """A model's options."""
-    return dict(_model_class({"name": name}, "test").config_class.model_fields)
+    """A model's options; of torchmil's models their own alone, since what they share is tried with ours."""
+    fields = dict(model_class({"name": name}).config_class.model_fields)
+    if name.startswith("torchmil:"):
+        fields = {k: field for k, field in fields.items() if k == "name" or k not in PatchModelConfig.model_fields}
+    return fields
 
 
 def accepted(section: dict[str, Any]) -> bool:
@@ -54,7 +62,7 @@ def small(name: str, **options: Any) -> dict[str, Any]:
     """A model's section with small sizes where it has them, and takes them."""
     section = {"name": name}
     for option, value in SMALL.items():
-        if option in fields_of(name) and accepted({**section, option: value}):
+        if accepted({**section, option: value}):
             section[option] = value
     return section | options
 
@@ -136,13 +144,33 @@ def test_a_batch_equals_one_at_a_time(make_bags: MakeBags, make_model: MakeModel
 
 
 @EVERY
+def test_joined_slides_have_one_answer_that_their_batch_does_not_change(
+    make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any]
+) -> None:
+    model, slides = make_model(section), make_bags(SHAPES[:4])
+    with torch.no_grad():
+        together = model(collate(slides, [1, 3]))
+        single, three = model(collate(slides[:1])), model(collate(slides[1:], [3]))
+        first = model(collate(slides[1:2]))
+    logits, attention = (torch.cat([getattr(o, name) for o in (single, three)]) for name in ("logits", "attention"))
+    assert together.logits.shape == (2, OUT_DIM)
+    torch.testing.assert_close(together.logits, logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.attention, attention, rtol=1e-5, atol=1e-5)
+    assert (three.logits - first.logits).abs().max() > 1e-3, "all of them are looked at"
+    assert 0 <= float(three.attention[: len(slides[1])].sum()) < 1 - 1e-4
+    full = section.get("pool") != "all"
+    assert float(three.attention.sum()) == pytest.approx(1, abs=1e-5) or not full
+
+
+@EVERY
 def test_attention_is_a_distribution_over_tissue(
     make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any]
 ) -> None:
     model, bags = make_model(section), make_bags(SHAPES)
     with torch.no_grad():
         attention = model(collate(bags)).attention.split([len(bag) for bag in bags])
-    assert all((part > 0).all() for part in attention)
+    sparse = section["name"] in SPARSE_ATTENTION
+    assert all((part >= 0).all() if sparse else (part > 0).all() for part in attention)
     for bag, part in zip(bags, attention, strict=True):
         total, full = float(part.sum()), len(bag) == bag.shape[0] * bag.shape[1]
         if section.get("pool") != "all" or full:
@@ -172,7 +200,10 @@ def test_order_of_patches_and_bags_does_not_matter(
 def test_gradients_reach_every_parameter(make_bags: MakeBags, make_model: MakeModel, section: dict[str, Any]) -> None:
     model, bags = make_model(section, dtype=torch.float64), make_bags(SHAPES, dtype=torch.float64)
     output = model(collate(bags))
-    (output.logits.square().sum() + output.attention.square().sum()).backward()
+    total = output.trained_logits.square().sum() + output.attention.square().sum()
+    if output.penalties is not None:
+        total = total + output.penalties.sum()
+    total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -191,7 +222,11 @@ def test_training_step_changes_every_parameter_as_built(make_bags: MakeBags, sec
     targets = torch.arange(len(SHAPES)) % OUT_DIM
     for _ in range(2):  # what multiplies a zero at the start moves in the second step
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(collate(make_bags(SHAPES))).logits, targets).backward()
+        output = model(collate(make_bags(SHAPES)))
+        loss = sum(nn.functional.cross_entropy(logits, targets) for logits in output.trained_logits.unbind(1))
+        if output.penalties is not None:
+            loss = loss + output.penalties[torch.arange(len(targets)), targets].sum()
+        loss.backward()
         optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.isfinite(parameter).all(), name
@@ -234,7 +269,8 @@ def test_dropout_only_while_training(make_bags: MakeBags, make_model: MakeModel,
         assert torch.equal(model(batch).logits, model(batch).logits)
         model.train()
         same = torch.equal(model(batch).logits, model(batch).logits)
-    assert same == (not any(share for option, share in model.config if "drop" in option))
+    draws = section["name"] in DRAWS or any(share for option, share in model.config if "drop" in option)
+    assert same == (not draws)
 
 
 @EVERY
@@ -270,7 +306,9 @@ def test_what_standardises_is_where_training_looks_for_it(section: dict[str, Any
     ("section", "message"),
     [
         ({"name": "mamba2d-mill"}, "config model: model 'mamba2d-mill' is unknown; did you mean 'mamba2d-mil'?"),
-        ({"name": "ABMIL"}, f"config model: model 'ABMIL' is unknown; there are {', '.join(sorted(MODELS))}"),
+        ({"name": "ABMIL"}, "config model: model 'ABMIL' is unknown; did you mean 'abmil'?"),
+        ({"name": "TransMIL"}, "config model: model 'TransMIL' is unknown; did you mean 'torchmil:transmil'?"),
+        ({"name": "resnet"}, f"config model: model 'resnet' is unknown; there are {', '.join(sorted(MODELS))}"),
         ({"name": "abmill"}, "config model: model 'abmill' is unknown; did you mean 'abmil'?"),
         ({"dim": 8}, "config model: name: missing"),
         ({"name": ["abmil"]}, "config model: model '['abmil']' is unknown"),

@@ -12,14 +12,20 @@ import numpy as np
 
 from wsi2d.config import ExtractConfig, TissueConfig, nearest, validate
 from wsi2d.data.bags import FeatureSpec, load_bag, read_spec
-from wsi2d.errors import FeatureStoreError, RunError, SlideError
+from wsi2d.data.cohort import CohortSlide
+from wsi2d.data.cohort_bags import CohortBag, bags_of
+from wsi2d.errors import FeatureStoreError, ModelError, RunError, SlideError
 from wsi2d.evaluation.evaluate import PREDICTIONS_FILE
 from wsi2d.evaluation.predictions import Prediction, read_predictions
-from wsi2d.features.encoders import ENCODERS
+from wsi2d.features.anyones import read_features
+from wsi2d.features.encoders import has_name
 from wsi2d.features.extract import extract
-from wsi2d.features.store import feature_path, read_features, read_header
+from wsi2d.features.store import feature_path, read_header
 from wsi2d.slides.discovery import SlideFile, find_slides
 from wsi2d.slides.patching import PatchGrid
+from wsi2d.slides.reader import open_slide
+from wsi2d.slides.reader_pool import ReaderPool
+from wsi2d.training.origin import claims_of
 from wsi2d.training.predict import check_features, load_run_models
 from wsi2d.training.run import Run, open_run
 
@@ -32,11 +38,12 @@ class SlideAttention:
 
     Attributes:
         slide: the slide file.
-        prediction: scores and attention ``[N]``.
-        grid: the patches, in the order of the attention.
+        prediction: scores, and attention ``[N]`` of the slide; of all slides of its patient where they are joined.
+        grid: the slide's patches, in the order of its attention.
         classes: class names in the order of the scores; empty for survival.
         folds: the folds whose models spoke.
-        slide_mpp: level-0 pixel size with which the features were made, µm.
+        slide_mpp: level-0 pixel size with which the features were made, or as given where they do not say it, µm; None
+            where the slide's header has to say it.
         truth: the known label, or time and event, as text; empty where unknown.
     """
 
@@ -45,12 +52,14 @@ class SlideAttention:
     grid: PatchGrid
     classes: tuple[str, ...]
     folds: tuple[int, ...]
-    slide_mpp: float
+    slide_mpp: float | None
     truth: str
 
     def relative(self) -> np.ndarray:
-        """Attention ``[N]`` in multiples of what each patch would get if all got the same."""
-        return self.prediction.attention * len(self.prediction.attention)
+        """Attention ``[N]`` of the slide's patches in multiples of what each patch of the bag would get if all got the
+        same; its mean is 1 over a bag, and over a slide that is one of several as much as the model looks at it."""
+        attention = self.prediction.attention_by_slide()[self.slide.slide_id]
+        return attention * len(self.prediction.attention)
 
     def on_grid(self) -> np.ndarray:
         """:meth:`relative` on the slide's grid, float64 ``[rows, cols]``, NaN where there is no patch."""
@@ -86,8 +95,8 @@ def slide_attention(
     """
     opened = open_run(run)
     file = _find_slide(opened, slide, slides)
-    chosen, truth = _test_fold(opened, file.slide_id)
-    asked = tuple(folds) if folds is not None else chosen
+    known = _known(opened, file.slide_id)
+    asked = tuple(folds) if folds is not None else known.folds
     unknown = sorted(set(asked) - set(opened.folds))
     if unknown:
         raise RunError(f"run {run}: fold {unknown[0]} is not trained; there are {', '.join(map(str, opened.folds))}")
@@ -97,12 +106,20 @@ def slide_attention(
         path = feature_path(folder, file.slide_id)
         if not path.exists():
             path = _extract_alike(file, models.features, folder, Path(scratch), slide_mpp, device)
-        if not check_features(path, models.features):
+        claims, own = claims_of(opened.config.data), folder == opened.config.data.features
+        if not check_features(path, models.features, claims, own=own):
             raise SlideError(f"slide '{file.slide_id}': no tissue was found on it; there is nothing to show")
-        stored = read_features(path)
-        prediction = models.predict(load_bag(path))
+        stored = read_features(path, claims)
+        paths = {i: path if i == file.slide_id else feature_path(folder, i) for i in known.bag.slide_ids}
+        for other in paths.values():
+            check_features(other, models.features, claims, own=own)
+        prediction = models.predict_bag(known.bag, [load_bag(p, claims) for p in paths.values()])
     classes = models.cards[0].classes
-    return SlideAttention(file, prediction, stored.grid, classes, asked, stored.provenance.slide_mpp, truth)
+    made, grid, mpp = stored.provenance, stored.grid, stored.provenance.slide_mpp or slide_mpp
+    if made.mpp_source == "micrometres":
+        mpp = _slide_mpp(file, slide_mpp)
+        grid = grid.scaled(1 / mpp)
+    return SlideAttention(file, prediction, grid, classes, asked, mpp, known.truth)
 
 
 def _find_slide(run: Run, slide: Path | str, slides: Path | str | None) -> SlideFile:
@@ -128,35 +145,58 @@ def _find_slide(run: Run, slide: Path | str, slides: Path | str | None) -> Slide
     raise SlideError(f"slide '{slide}': is no file, and no slide of that name is in {folder}; {hint}")
 
 
-def _test_fold(run: Run, slide_id: str) -> tuple[tuple[int, ...], str]:
-    """The folds to ask about a slide, and what is known of it."""
+def _slide_mpp(file: SlideFile, given: float | None) -> float:
+    """Size of a level-0 pixel, for features whose places are known in micrometres alone."""
+    with ReaderPool() as pool, open_slide(file.path, slide_id=file.slide_id, mpp=given, pool=pool) as reader:
+        return reader.slide.mpp
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a run knows of a slide: the folds to ask, its bag, and its truth as text."""
+
+    folds: tuple[int, ...]
+    bag: CohortBag
+    truth: str
+
+
+def _known(run: Run, slide_id: str) -> _Known:
+    """What a run knows of a slide: of a new one, that all folds may be asked, and nothing else."""
     path = run.folder / PREDICTIONS_FILE
     if not path.exists():
         raise RunError(f"run {run.folder}: no {PREDICTIONS_FILE}; train it to the end first")
     table = read_predictions(path)
-    rows = table.rows[table.rows["slide_id"] == slide_id]
-    if rows.empty:
-        return run.folds, ""
-    row = rows.iloc[0]
+    unit = run.config.data.bag
+    names = [(i, names) for i, names in enumerate(table.slide_ids()) if slide_id in names]
+    if not names:
+        return _Known(run.folds, bags_of([CohortSlide(slide_id, slide_id)], unit)[0], "")
+    row = table.rows.iloc[names[0][0]]
+    (bag,) = bags_of([CohortSlide(i, row["case_id"]) for i in names[0][1]], unit)
     folds = (int(float(row["fold"])),) if str(row["fold"]).strip() else run.folds
     if table.kind == "classification":
-        return folds, str(row["label"])
-    return folds, f"{row['time']:g}, {'event' if row['event'] else 'censored'}"
+        return _Known(folds, bag, str(row["label"]))
+    return _Known(folds, bag, f"{row['time']:g}, {'event' if row['event'] else 'censored'}")
 
 
 def _extract_alike(
     file: SlideFile, spec: FeatureSpec, features: Path, scratch: Path, slide_mpp: float | None, device: str
 ) -> Path:
     """Extract one slide with the settings of the run's own feature files."""
+    if spec.encoder_hash is None:
+        raise FeatureStoreError(
+            f"slide '{file.slide_id}': has no feature file in {features}, and another tool extracted those the run was "
+            "trained on; extract it with that, and give --features FOLDER"
+        )
     example = next((p for p in sorted(features.glob("*.h5")) if not p.name.startswith(".")), None)
     if example is None:
         raise FeatureStoreError(
             f"features {features}: no feature files to take the tissue settings from; give --features FOLDER"
         )
-    if spec.encoder not in ENCODERS:
+    by_hand = "extract it as the run's slides were, and give --features FOLDER"
+    if spec.encoder is None or not has_name(spec.encoder):
         raise FeatureStoreError(
             f"slide '{file.slide_id}': has no feature file in {features}, and encoder '{spec.encoder}' does not come "
-            "with wsi2d; extract it as the run's slides were, and give --features FOLDER"
+            f"with wsi2d; {by_hand}"
         )
     made = json.loads(read_header(example).provenance.tissue)
     if "min_tissue" not in made:
@@ -173,7 +213,12 @@ def _extract_alike(
         "device": device,
     }
     config = validate(ExtractConfig, values, source=f"in {example}")
-    report = extract([file], scratch, config, slide_mpp=slide_mpp)
+    try:
+        report = extract([file], scratch, config, slide_mpp=slide_mpp)
+    except ModelError as error:
+        raise FeatureStoreError(
+            f"slide '{file.slide_id}': has no feature file in {features}; {by_hand} ({error})"
+        ) from error
     if report.failures:
         raise SlideError(report.failures[0].error)
     path = feature_path(scratch, file.slide_id)

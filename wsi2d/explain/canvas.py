@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DPI = 100
 _SUFFIXES = (".png", ".pdf", ".svg")
+# Colours in full resolution, or thin lines would fade.
+_JPEG = {"quality": 88, "subsampling": 0}
 
 
 def check_suffix(out: Path) -> None:
@@ -38,9 +40,11 @@ def save_figure(figure: Figure, out: Path) -> None:
     """
     make_folder(out.parent, "give another --out")
     picture = io.BytesIO()  # matplotlib's writers trip over a full disk
+    kind = out.suffix.lower().removeprefix(".")
+    options: dict[str, Any] = {"pil_kwargs": _JPEG} if kind == "jpg" else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(picture, dpi=DPI, format=out.suffix.lower().removeprefix("."))
+        figure.savefig(picture, dpi=DPI, format=kind, **options)
     with whole_file(out) as partial:
         partial.write_bytes(picture.getvalue())
 

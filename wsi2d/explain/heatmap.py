@@ -68,7 +68,7 @@ def draw(attention: SlideAttention) -> Figure:
         open_slide(slide.path, slide_id=slide.slide_id, mpp=attention.slide_mpp, pool=pool) as reader,
     ):
         downsample = max(1.0, max(reader.slide.width, reader.slide.height) / _PANEL_PX)
-        picture = reader.read_overview(downsample)
+        picture, mpp = reader.read_overview(downsample), reader.slide.mpp
     values = attention.on_grid()
     scale = Normalize(0.0, colour_limit(values), clip=True)
     layer = overlay(scale(values), attention.grid, picture.shape[:2], downsample, colormaps[COLOUR_MAP])
@@ -81,7 +81,7 @@ def draw(attention: SlideAttention) -> Figure:
     right.imshow(layer)
     for axes in (left, right):
         axes.set_axis_off()
-    scale_bar(left, width, downsample * attention.slide_mpp)
+    scale_bar(left, width, downsample * mpp)
     bar = figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=right, fraction=0.04, pad=0.02, extend="max")
     bar.set_label("attention (1 = the same for every patch)")
     add_title(figure, caption(attention))
@@ -122,7 +122,8 @@ def overlay(
         patch's centre, so overlapping patches do not hide each other.
     """
     values = np.ma.filled(np.ma.masked_invalid(values), np.nan)
-    rows, cols = (_cell_of(length, downsample, grid) for length in shape)
+    x, y = grid.origin
+    rows, cols = _cell_of(shape[0], downsample, grid, y), _cell_of(shape[1], downsample, grid, x)
     inside = (rows >= 0)[:, None] & (rows < grid.shape[0])[:, None] & (cols >= 0) & (cols < grid.shape[1])
     cells = values[np.ix_(rows.clip(0, grid.shape[0] - 1), cols.clip(0, grid.shape[1] - 1))]
     shown = inside & ~np.isnan(cells)
@@ -136,8 +137,8 @@ def colour_limit(values: np.ndarray) -> float:
     return max(2.0, float(np.nanpercentile(values, _TOP_PERCENTILE)))
 
 
-def _cell_of(length: int, downsample: float, grid: PatchGrid) -> np.ndarray:
+def _cell_of(length: int, downsample: float, grid: PatchGrid, origin: float) -> np.ndarray:
     """Row (or column) of the grid in which each pixel's centre lies."""
-    centre = (np.arange(length) + 0.5) * downsample
+    centre = (np.arange(length) + 0.5) * downsample - origin
     cell: np.ndarray = np.floor((centre - (grid.patch_level0 - grid.stride_level0) / 2) / grid.stride_level0)
     return cell.astype(int)

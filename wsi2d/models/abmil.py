@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import nn
 
-from wsi2d.config import Strict
 from wsi2d.data.bags import BagBatch
-from wsi2d.models.aggregator import Aggregator
-from wsi2d.models.blocks import AttentionPool, Standardise
-from wsi2d.models.output import ModelOutput
+from wsi2d.models.aggregator import About, Embedded
+from wsi2d.models.blocks import AttentionPool
+from wsi2d.models.patch_model import AttentionModel, PatchModelConfig
 
 
-class ABMILConfig(Strict):
+class ABMILConfig(PatchModelConfig):
     """Options of ``abmil``."""
 
     name: Literal["abmil"] = "abmil"
-    dim: int = Field(128, ge=1, le=65_536, description="width of the model")
-    attention_dim: int = Field(128, ge=1, le=65_536)
-    gated: bool = True
-    dropout: float = Field(0.25, ge=0, lt=1)
-    standardise: bool = Field(True, description="features by mean and deviation of the training fold")
+    attention_dim: int = Field(128, ge=1, le=65_536, description="width of the layer that scores a patch")
+    gated: bool = Field(True, description="the attention layer times a sigmoid of another")
 
 
-class ABMIL(Aggregator):
+class ABMIL(AttentionModel):
     """Gated attention over a bag's patches; blind to where they are.
 
     Args:
@@ -38,25 +33,20 @@ class ABMIL(Aggregator):
     """
 
     config_class = ABMILConfig
+    about = About(
+        sees="set",
+        order="none",
+        cost="patches",
+        paper="Ilse et al. 2018",
+        source='M. Ilse, J. Tomczak, M. Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018',
+    )
     config: ABMILConfig
 
     def __init__(self, config: ABMILConfig, in_dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.config = config
-        self.standardise = Standardise(in_dim) if config.standardise else None
-        self.project = nn.Sequential(nn.Linear(in_dim, config.dim), nn.GELU(), nn.Dropout(config.dropout))
+        super().__init__(config, in_dim)
         self.pool = AttentionPool(config.dim, config.attention_dim, gated=config.gated)
         self.head = nn.Linear(config.dim, out_dim)
 
-    def forward(self, batch: BagBatch) -> ModelOutput:
-        """Logits ``[batch, out_dim]`` and attention ``[M]`` of each patch."""
-        features = self.standardise(batch.features) if self.standardise else batch.features
-        patches = self.project(features)
-        counts = torch.bincount(batch.bag, minlength=len(batch))
-        first = counts.cumsum(0) - counts
-        place = torch.arange(len(patches), device=patches.device) - first[batch.bag]
-        cells = patches.new_zeros(len(batch), int(counts.max()), patches.shape[1])
-        cells = cells.index_put((batch.bag, place), patches)
-        mask = torch.arange(cells.shape[1], device=patches.device)[None] < counts[:, None]
-        pooled, attention = self.pool(cells, mask)
-        return ModelOutput(self.head(pooled), attention[batch.bag, place])
+    def embed(self, batch: BagBatch) -> Embedded:
+        """Each patch by itself."""
+        return Embedded.of_patches(self.project_patches(batch), batch)

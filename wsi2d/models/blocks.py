@@ -18,11 +18,12 @@ from torch.nn import functional
 from wsi2d.data.bags import BagBatch
 from wsi2d.errors import ConfigError
 from wsi2d.kernels.scan2d import BACKEND_VARIABLE, available_backends, selective_scan_2d
+from wsi2d.models.scan_order import ScanOrder, cell_order, reversed_places, taken
 
 Convolution = Literal["2d", "raster", "none"]
 DtInit = Literal["mamba", "published"]
 
-_RASTER_WIDTH = 4
+RASTER_WIDTH = 4  # of causal convolutions along a sequence
 _FLIPS: dict[int, tuple[tuple[int, ...], ...]] = {1: ((),), 2: ((), (1, 2)), 4: ((), (2,), (1,), (1, 2))}
 
 
@@ -51,12 +52,14 @@ class GridLayout:
         """Cells with a patch, ``[M, ...]``, of a grid ``[batch, height, width, ...]``."""
         return grid[self.bag, self.row, self.col]
 
-    @property
-    def tissue(self) -> Tensor:
-        """Bool ``[batch, height, width]``, true where there is a patch."""
-        mask = torch.zeros_like(self.inside)
-        mask[self.bag, self.row, self.col] = True
-        return mask
+    def turn(self, grid: Tensor) -> Tensor:
+        """Each bag's own grid turned by half a circle, its padding left below and to the right."""
+        batch, height, width = self.inside.shape
+        if bool((self.shapes == self.shapes.new_tensor([height, width])).all()):
+            return grid.flip((1, 2))
+        rows = reversed_places(self.shapes[:, :1], height)
+        cols = reversed_places(self.shapes[:, 1:], width)
+        return grid[torch.arange(batch, device=grid.device)[:, None, None], rows[:, :, None], cols[:, None, :]]
 
 
 def grid_layout(batch: BagBatch, *, flatten: bool = False) -> GridLayout:
@@ -86,6 +89,8 @@ class Mamba2DMixer(nn.Module):
         directions: 1, 2 (forward, and both axes flipped) or 4 (all flips).
         share_directions: one set of scan parameters for all directions.
         scan: false leaves the convolution alone, a control.
+        scan_order: ``2d``; or each direction is a 1D scan of the flipped grid in raster or serpentine order, while the
+            convolution stays what it is: a control.
         dt_init: ``mamba`` starts Δ log-uniform in [dt_min, dt_max]; ``published`` with a zero bias, so near 0.69.
 
     Raises:
@@ -107,18 +112,20 @@ class Mamba2DMixer(nn.Module):
         dt_init: DtInit,
         dt_min: float,
         dt_max: float,
+        scan_order: ScanOrder = "2d",
     ) -> None:
         super().__init__()
         if scan:
-            _refuse_unknown_backend()
+            refuse_unknown_backend()
         inner = expand * dim
         self.conv = conv
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         if conv == "2d":
             self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         elif conv == "raster":
-            self.conv1d = nn.Conv1d(inner, inner, _RASTER_WIDTH, padding=_RASTER_WIDTH - 1, groups=inner)
+            self.conv1d = nn.Conv1d(inner, inner, RASTER_WIDTH, padding=RASTER_WIDTH - 1, groups=inner)
         self.flips = _FLIPS[directions] if scan else ()
+        self.scan_order = scan_order
         sets = 1 if share_directions else directions
         self.scans = nn.ModuleList(
             ScanParameters(inner, state, math.ceil(dim / 16), dt_init, dt_min, dt_max)
@@ -132,16 +139,25 @@ class Mamba2DMixer(nn.Module):
         u, z = (self.in_proj(grid) * inside).chunk(2, -1)
         u = functional.silu(self._convolve(u, layout)) * inside
         if self.flips:
-            u = self._scan(u)
+            u = self._scan(u, layout)
         mixed: Tensor = self.out_proj(u * functional.silu(z))
         return mixed
 
-    def _scan(self, u: Tensor) -> Tensor:
+    def _scan(self, u: Tensor, layout: GridLayout) -> Tensor:
         total = torch.zeros_like(u)
         for k, flip in enumerate(self.flips):
             parameters = self.scans[k % len(self.scans)]
-            total = total + parameters(u.flip(flip)).flip(flip)
+            if self.scan_order == "2d":
+                total = total + parameters(u.flip(flip)).flip(flip)
+            else:
+                total = total + self._scan_sequence(parameters, u, layout, flip)
         return total / len(self.flips)
+
+    def _scan_sequence(self, parameters: nn.Module, u: Tensor, layout: GridLayout, flip: tuple[int, ...]) -> Tensor:
+        """Each bag's own cells one after the other, its padding after them, where it is never read."""
+        order = cell_order(layout.inside, layout.shapes, flip, serpentine=self.scan_order == "serpentine")
+        scanned = parameters(taken(u.flatten(1, 2), order).unsqueeze(1)).squeeze(1)
+        return taken(scanned, order.argsort(1)).view_as(u)
 
     def _convolve(self, u: Tensor, layout: GridLayout) -> Tensor:
         if self.conv == "2d":
@@ -161,12 +177,39 @@ class Mamba2DMixer(nn.Module):
         return torch.zeros_like(u).index_put((bag, row, col), mixed[bag, place])
 
 
-def _refuse_unknown_backend() -> None:
+def refuse_unknown_backend() -> None:
+    """Tell before the first slide is read that the variable ``WSI2D_SCAN_BACKEND`` names a backend that is not there.
+
+    Raises:
+        ConfigError: it does.
+    """
     named = os.environ.get(BACKEND_VARIABLE)
     if named and named not in available_backends():
         raise ConfigError(
             f"{BACKEND_VARIABLE} is '{named}', it should be one of {', '.join(available_backends())}, or not set"
         )
+
+
+def step_parameters(
+    inner: int, state: int, rank: int, dt_init: DtInit, dt_min: float, dt_max: float
+) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+    """What makes the steps Δ and the decays A of one scan, at Mamba's starting values.
+
+    Args:
+        inner, state, rank: channels, states a channel, width from which Δ is projected.
+        dt_init, dt_min, dt_max: as of :class:`Mamba2DMixer`.
+
+    Returns:
+        The projection ``[inner, rank]`` of Δ, its bias ``[inner]`` before the softplus, log(−A) ``[inner, state]``.
+    """
+    weight = nn.Parameter(torch.empty(inner, rank).uniform_(-(rank**-0.5), rank**-0.5))
+    if dt_init == "mamba":
+        step = torch.exp(torch.rand(inner) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min))
+        bias = step + torch.log(-torch.expm1(-step))  # the inverse of softplus
+    else:
+        bias = torch.zeros(inner)
+    A_log = torch.arange(1, state + 1, dtype=torch.float32).log().repeat(inner, 1)
+    return weight, nn.Parameter(bias), nn.Parameter(A_log)
 
 
 class ScanParameters(nn.Module):
@@ -176,14 +219,7 @@ class ScanParameters(nn.Module):
         super().__init__()
         self.split = (rank, state, state)
         self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
-        self.dt_weight = nn.Parameter(torch.empty(inner, rank).uniform_(-(rank**-0.5), rank**-0.5))
-        if dt_init == "mamba":
-            step = torch.exp(torch.rand(inner) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min))
-            bias = step + torch.log(-torch.expm1(-step))  # the inverse of softplus
-        else:
-            bias = torch.zeros(inner)
-        self.dt_bias = nn.Parameter(bias)
-        self.A_log = nn.Parameter(torch.arange(1, state + 1, dtype=torch.float32).log().repeat(inner, 1))
+        self.dt_weight, self.dt_bias, self.A_log = step_parameters(inner, state, rank, dt_init, dt_min, dt_max)
         self.D = nn.Parameter(torch.ones(inner))
 
     def forward(self, u: Tensor) -> Tensor:
@@ -258,6 +294,22 @@ class AttentionPool(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         attention = scores.masked_fill(~mask, -math.inf).softmax(-1)
         return torch.einsum("bl,bld->bd", attention.to(cells.dtype), cells), attention
+
+
+def max_pool(cells: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Each channel's maximum over a bag's cells.
+
+    Args:
+        cells: ``[batch, cells, dim]``.
+        mask: bool ``[batch, cells]``, true where there is a cell.
+
+    Returns:
+        The maxima ``[batch, dim]``, and of each cell the share of channels whose maximum it holds, ``[batch, cells]``,
+        in single precision at least.
+    """
+    values, at = cells.masked_fill(~mask.unsqueeze(-1), -math.inf).max(1)
+    held = torch.zeros(mask.shape, dtype=torch.promote_types(cells.dtype, torch.float32), device=cells.device)
+    return values, held.scatter_add(1, at, torch.ones_like(at, dtype=held.dtype)) / at.shape[1]
 
 
 class Standardise(nn.Module):

@@ -13,13 +13,25 @@ class ModelOutput:
     """Output of an aggregator.
 
     Attributes:
-        logits: ``[batch, classes]``, or ``[batch, bins]`` of discrete-time hazards for survival.
+        logits: ``[batch, classes]``; for survival ``[batch, bins]`` of discrete-time hazards or
+            ``[batch, 1]`` log-risks.
         attention: ``[M]``, one weight a patch of the batch; a bag's weights sum to 1 (to less where the model also
             attends to empty cells).
+        trained: ``[batch, sets, out_dim]``, the logits that training holds to the truth, where they are not those
+            above alone; :attr:`Aggregator.loss_weights` says how much each set counts.
+        penalties: ``[batch, classes]``, what training adds to the loss of a bag whose class this is; survival knows no
+            classes and leaves it out.
     """
 
     logits: Tensor
     attention: Tensor
+    trained: Tensor | None = None
+    penalties: Tensor | None = None
+
+    @property
+    def trained_logits(self) -> Tensor:
+        """``[batch, sets, out_dim]``: :attr:`trained`, or the logits as one set."""
+        return self.logits.unsqueeze(1) if self.trained is None else self.trained
 
 
 def class_probabilities(logits: Tensor) -> Tensor:

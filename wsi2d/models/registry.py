@@ -12,7 +12,23 @@ from wsi2d.registry import load
 
 MODELS: dict[str, str] = {
     "mamba2d-mil": "wsi2d.models.mamba2d_mil:Mamba2DMIL",
+    "m2d-mil": "wsi2d.models.m2d_mil:M2DMIL",
+    "conv2d-mil": "wsi2d.models.conv2d_mil:Conv2DMIL",
+    "mamba-mil": "wsi2d.models.mamba_mil:MambaMIL",
+    "srmamba-mil": "wsi2d.models.srmamba_mil:SRMambaMIL",
+    "bimamba-mil": "wsi2d.models.bimamba_mil:BiMambaMIL",
+    "s4-mil": "wsi2d.models.s4_mil:S4MIL",
     "abmil": "wsi2d.models.abmil:ABMIL",
+    "mean": "wsi2d.models.mean:MeanMIL",
+    "max": "wsi2d.models.max:MaxMIL",
+    "torchmil:abmil": "wsi2d.models.from_torchmil.abmil:TorchMILABMIL",
+    "torchmil:clam-sb": "wsi2d.models.from_torchmil.clam_sb:TorchMILCLAM",
+    "torchmil:dsmil": "wsi2d.models.from_torchmil.dsmil:TorchMILDSMIL",
+    "torchmil:dtfd": "wsi2d.models.from_torchmil.dtfd:TorchMILDTFD",
+    "torchmil:transmil": "wsi2d.models.from_torchmil.transmil:TorchMILTransMIL",
+    "torchmil:transformer-abmil": "wsi2d.models.from_torchmil.transformer_abmil:TorchMILTransformerABMIL",
+    "torchmil:sm-abmil": "wsi2d.models.from_torchmil.sm_abmil:TorchMILSmABMIL",
+    "torchmil:patch-gcn": "wsi2d.models.from_torchmil.patch_gcn:TorchMILPatchGCN",
 }
 
 
@@ -22,7 +38,7 @@ def model_config(section: Mapping[str, Any], *, source: str = "model") -> Strict
     Raises:
         ConfigError: unknown model or option.
     """
-    return validate(_model_class(section, source).config_class, section, source=source)
+    return validate(model_class(section, source=source).config_class, section, source=source)
 
 
 def build_model(section: Mapping[str, Any], *, in_dim: int, out_dim: int) -> Aggregator:
@@ -36,11 +52,17 @@ def build_model(section: Mapping[str, Any], *, in_dim: int, out_dim: int) -> Agg
 
     Raises:
         ConfigError: unknown model or option.
+        ModelError: a package that the model needs is not installed.
     """
-    return _model_class(section, "model")(model_config(section), in_dim, out_dim)
+    return model_class(section)(model_config(section), in_dim, out_dim)
 
 
-def _model_class(section: Mapping[str, Any], source: str) -> type[Aggregator]:
+def model_class(section: Mapping[str, Any], *, source: str = "model") -> type[Aggregator]:
+    """The class of a configuration's ``model`` section; its options are not looked at.
+
+    Raises:
+        ConfigError: unknown model.
+    """
     if section.get("name") is None:
         raise ConfigError(f"config {source}: name: missing; there are {', '.join(MODELS)}")
     name = str(section["name"])

@@ -1,0 +1,1 @@
+"""Models of torchmil under the names ``torchmil:…``."""
