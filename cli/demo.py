@@ -26,7 +26,7 @@ def demo(
     from wsi2d.cli.extract import bars_for_extraction
     from wsi2d.cli.train import bars_for_training
     from wsi2d.demo.pipeline import DemoProgress, run_demo
-    from wsi2d.features.extract import ExtractProgress
+    from wsi2d.features.outcomes import ExtractProgress
     from wsi2d.training.crossval import TrainProgress
 
     console.check_out(out, folder=True)

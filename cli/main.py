@@ -10,7 +10,25 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from wsi2d.cli import demo, doctor, evaluate, extract, heatmap, predict, splits, tissue, train
+from wsi2d.cli import (
+    benchmark,
+    compare,
+    demo,
+    doctor,
+    encoders,
+    evaluate,
+    export,
+    extract,
+    heatmap,
+    import_,
+    inspect,
+    models,
+    predict,
+    receptive_field,
+    splits,
+    tissue,
+    train,
+)
 
 # Exit codes that are not the command's own: what typer makes of an interrupt, and a termination.
 _STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
@@ -25,11 +43,19 @@ app = typer.Typer(
 )
 app.command("tissue")(tissue.tissue)
 app.command("extract")(extract.extract)
+app.command("import")(import_.import_)
+app.command("encoders")(encoders.encoders)
+app.command("inspect")(inspect.inspect)
+app.command("export")(export.export)
 app.add_typer(splits.app, name="splits")
+app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("benchmark")(benchmark.benchmark)
 app.command("predict")(predict.predict)
 app.command("heatmap")(heatmap.heatmap)
+app.command("receptive-field")(receptive_field.receptive_field)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from wsi2d.data.audit import Audit
 
 app = typer.Typer(help="Folds of a cohort, by patient.", no_args_is_help=True)
 
@@ -25,6 +29,13 @@ def make(
     event: Annotated[str | None, typer.Option(help="COLUMN=VALUE that means the event happened, for survival.")] = None,
     val_share: Annotated[float, typer.Option(help="Share of the patients outside test that choose the epoch.")] = 0.2,
     seed: Annotated[int, typer.Option(help="The same seed gives the same folds.")] = 0,
+    repeats: Annotated[int, typer.Option(help="How many cross-validations, each with another seed.")] = 1,
+    holdout: Annotated[
+        float | None, typer.Option(help="Instead of a cross-validation one fold that tests this share.")
+    ] = None,
+    site_preserving: Annotated[
+        bool, typer.Option("--site-preserving", help="Each tissue source site (of TCGA's barcodes) on one side.")
+    ] = False,
     slide_column: Annotated[str, typer.Option(help="Column of slide ids.")] = "slide_id",
     case_column: Annotated[
         str, typer.Option(help="Column of patients; the slide column where there are none.")
@@ -36,7 +47,7 @@ def make(
     from wsi2d.cli import console
     from wsi2d.config import ClassificationTask, SurvivalTask, validate
     from wsi2d.data.cohort import load_cohort
-    from wsi2d.data.splits import make_splits, write_splits
+    from wsi2d.data.splits import make_holdout, make_splits, sites_of, write_splits
     from wsi2d.errors import ConfigError
 
     if (label is None) == (time is None and event is None):
@@ -50,8 +61,106 @@ def make(
     else:
         task = validate(SurvivalTask, {"time": time, "event": event}, source="splits")
     table = load_cohort(cohort, task, slide_column=slide_column, case_column=case_column)
-    made = make_splits(table, folds=folds, seed=seed, val_share=val_share)
+    sites = sites_of(table) if site_preserving else None
+    if holdout is not None:
+        made = make_holdout(table, holdout, seed=seed, val_share=val_share, sites=sites)
+    else:
+        made = make_splits(table, folds=folds, seed=seed, val_share=val_share, repeats=repeats, sites=sites)
     write_splits(made, out)
     console.out.print(escape(table.describe()), soft_wrap=True)
     sizes = ", ".join(f"{len(f.train)}/{len(f.val)}/{len(f.test)}" for f in made)
     console.out.print(f"{len(made)} folds (patients in train/val/test: {sizes}) → {escape(str(out))}", soft_wrap=True)
+
+
+@app.command()
+def audit(
+    cohort: Annotated[Path, typer.Argument(help="Cohort: a CSV, or a zip that holds one.")],
+    splits: Annotated[str, typer.Argument(help="Folder of splits_<k>.csv, one such file, or a column of the cohort.")],
+    label: Annotated[str | None, typer.Option(help="Label column: classes are counted on each side.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time column.")] = None,
+    event: Annotated[str | None, typer.Option(help="COLUMN=VALUE that means the event happened.")] = None,
+    slide_column: Annotated[str | None, typer.Option(help="Column of slide ids, where its name is not known.")] = None,
+    case_column: Annotated[str | None, typer.Option(help="Column of patients, where its name is not known.")] = None,
+    fix: Annotated[Path | None, typer.Option(help="Folder for splits in which each patient is on one side.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """Look for patients on two sides, slides that are missing, and sides that differ. Exit code 1 for shared patients.
+
+    --fix leaves a shared patient on the side that is scored last: test, else val.
+    """
+    import json
+
+    from wsi2d.cli import console
+    from wsi2d.data.audit import Outcomes
+    from wsi2d.data.audit import audit as look
+    from wsi2d.data.splits import write_splits
+    from wsi2d.errors import ConfigError
+
+    if (time is None) != (event is None):
+        raise ConfigError("splits: survival needs both --time COLUMN and --event COLUMN=VALUE")
+    if event is not None and "=" not in event:
+        raise ConfigError(f"splits: --event is '{event}', it should be COLUMN=VALUE")
+    if fix is not None:
+        console.check_out(fix, folder=True)
+    found = look(
+        cohort, splits, outcomes=Outcomes(label, time, event), slide_column=slide_column, case_column=case_column
+    )
+    if fix is not None:
+        write_splits(found.repaired, fix)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_audit(found)
+        if fix is not None:
+            console.out.print(f"repaired splits → {fix}", markup=False, soft_wrap=True)
+    if found.leaks:
+        raise typer.Exit(1)
+
+
+_NAMED = 5  # ids of a list that are printed
+
+
+def _print_audit(found: Audit) -> None:
+    from wsi2d.cli import console
+
+    def say(line: str) -> None:
+        console.out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def some(names: Sequence[str]) -> str:
+        more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return ", ".join(names[:_NAMED]) + more
+
+    patients = "patients unknown" if found.patients is None else f"{found.patients} patients"
+    say(f"{found.slides} slides, {patients}, {len(found.folds)} fold{'' if len(found.folds) == 1 else 's'}")
+    for fold in found.folds:
+        say(f"\nfold {fold.fold}")
+        for name, side in fold.sides.items():
+            parts = [f"{side.slides} slides"]
+            parts += [] if side.patients is None else [f"{side.patients} patients"]
+            parts += [", ".join(f"{c} {n}" for c, n in side.classes.items())] if side.classes else []
+            parts += [] if side.events is None else [f"{side.events} events"]
+            parts += [] if side.median_time is None else [f"median time {side.median_time:.4g}"]
+            say(f"  {name:5} {'; '.join(parts)}")
+        if fold.shared_cases:
+            pairs = ", ".join(f"{n} in {pair.replace('-', ' and ')}" for pair, n in fold.shared_between.items())
+            say(f"  SHARED PATIENTS: {len(fold.shared_cases)} ({pairs}): {some(fold.shared_cases)}")
+        elif fold.shared_slides:
+            say(f"  SHARED SLIDES: {len(fold.shared_slides)}: {some(fold.shared_slides)}")
+        if fold.unknown:
+            say(f"  warning: {len(fold.unknown)} ids are not in the cohort: {some(fold.unknown)}")
+        if fold.missing:
+            say(f"  warning: {len(fold.missing)} slides are on no side: {some(fold.missing)}")
+        if fold.shared_sites:
+            say(f"  warning: {len(fold.shared_sites)} tissue source sites are on two sides: {some(fold.shared_sites)}")
+        for line in fold.drift:
+            say(f"  warning: {line}")
+    if found.held_out_twice:
+        twice = f"{len(found.held_out_twice)} patients are held out in more than one fold"
+        say(f"\nwarning: {twice}: {some(found.held_out_twice)}")
+    shared = [str(f.fold) for f in found.folds if f.shared_cases or f.shared_slides]
+    who = "slide" if found.patients is None else "patient"
+    say(
+        f"\n{who}s on two sides in fold{'s' if len(shared) > 1 else ''} {', '.join(shared)}"
+        if shared
+        else f"\nno {who} on two sides"
+    )

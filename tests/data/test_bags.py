@@ -154,8 +154,21 @@ def test_collate_keeps_the_order_of_bags() -> None:
 
 
 def test_batch_moves_as_a_whole() -> None:
-    batch = collate([make_bag("a", [(0, 0)], (1, 1))]).to(torch.device("meta"))
-    assert {t.device.type for t in (batch.features, batch.bag, batch.index, batch.shapes)} == {"meta"}
+    slides = [make_bag(name, [(0, 0)], (1, 1)) for name in "ab"]
+    for batch in (collate(slides), collate(slides, [2])):
+        moved = batch.to(torch.device("meta"))
+        assert {t.device.type for t in (moved.features, moved.bag, moved.index, moved.shapes)} == {"meta"}
+        assert moved.joined == batch.joined
+
+
+def test_slides_that_have_one_answer_keep_grids_of_their_own() -> None:
+    slides = [make_bag("a", [(0, 0), (1, 2)], (2, 3)), make_bag("b", [(0, 3)], (1, 4)), make_bag("c", [(4, 0)], (5, 1))]
+    plain, joined = collate(slides), collate(slides, [1, 2])
+    assert (plain.joined, joined.joined) == (None, (1, 2))
+    assert len(joined) == 3
+    for name in ("features", "bag", "index", "shapes"):
+        assert torch.equal(getattr(joined, name), getattr(plain, name)), name
+    assert collate(slides, [1, 1, 1]).joined is None, "each has its own answer"
 
 
 # --- what features are ---------------------------------------------------------------------------------------------
@@ -290,7 +303,7 @@ def test_cache_holds_what_fits(write_features: WriteFeatures, monkeypatch: pytes
     read: list[str] = []
     load = bags_module.load_bag
 
-    def counted(path: Path) -> GridBag:
+    def counted(path: Path, *claims: object) -> GridBag:
         read.append(path.stem)
         return load(path)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -416,3 +417,36 @@ def test_published_classification_tables(
 def test_published_brca_lacks_patients(tcga: Path) -> None:
     message = failure(tcga / "classification" / "TCGA-BRCA-label.csv", ClassificationTask(label="oncotree_code"))
     assert message == "162 rows have no 'case_id' (the first is line 939); fill them in or leave them out"
+
+
+# --- labels and patients as a table has them -----------------------------------------------------------------------
+
+
+def test_labels_name_classes_and_leave_other_slides_out(
+    write_table: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_table("slide_id,case_id,code", "a,p,IDC", "b,q,ILC", "c,r,MDLC", "d,s,IDC", "e,t,")
+    task = ClassificationTask(label="code", labels={"IDC": "ductal", "ILC": "lobular"})
+    with caplog.at_level("INFO", logger="wsi2d.data.cohort"):
+        cohort = load_cohort(path, task)
+    assert cohort.classes == ("ductal", "lobular")
+    assert [(s.slide_id, s.label) for s in cohort.slides] == [("a", "ductal"), ("b", "lobular"), ("d", "ductal")]
+    assert "2 slides with another code than ['IDC', 'ILC'] are left out" in caplog.text
+    with pytest.raises(CohortError, match=r"no row's code is one of task\.labels, no$"):
+        load_cohort(path, ClassificationTask(label="code", labels={"no": "x"}))
+
+
+def test_a_pattern_finds_the_patient_that_the_table_does_not_name(write_table: Callable[..., Path]) -> None:
+    path = write_table("slide_id,case_id,code", "P-01-a.svs,,x", "P-01-b,P-01,y", "P-02-a,,y")
+    cohort = load_cohort(path, ClassificationTask(label="code"), case_pattern=r"P-\d\d")
+    assert [s.case_id for s in cohort.slides] == ["P-01", "P-01", "P-02"]
+    with pytest.raises(CohortError, match="2 rows have no 'case_id'"):
+        load_cohort(path, ClassificationTask(label="code"), case_pattern="Q")
+
+
+def test_a_zipped_table_is_read(write_table: Callable[..., Path], tmp_path: Path) -> None:
+    path = write_table("slide_id,case_id,code", "a,p,x", "b,q,y")
+    with zipfile.ZipFile(tmp_path / "table.csv.zip", "w") as packed:
+        packed.write(path, "../elsewhere.csv")
+    task = ClassificationTask(label="code")
+    assert load_cohort(tmp_path / "table.csv.zip", task) == load_cohort(path, task)

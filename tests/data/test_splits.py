@@ -11,7 +11,18 @@ import pytest
 
 from wsi2d.config import ClassificationTask, SurvivalTask
 from wsi2d.data.cohort import Cohort, CohortSlide, load_cohort
-from wsi2d.data.splits import SIDES, Fold, SlideFold, make_splits, read_splits, resolve_fold, write_splits
+from wsi2d.data.splits import (
+    SIDES,
+    Fold,
+    SlideFold,
+    make_holdout,
+    make_splits,
+    read_splits,
+    resolve_fold,
+    sites_of,
+    splits_in_column,
+    write_splits,
+)
 from wsi2d.errors import SplitError, StorageError
 
 GRADE = ClassificationTask(label="grade")
@@ -286,7 +297,7 @@ def test_unknown_ids() -> None:
         resolve_fold(Fold(2, ("p",), ("x9", "q", "y"), ("r",)), cohort)
     assert str(caught.value) == (
         "fold 2: 2 ids of its val side are not in the cohort (the first is 'x9'); "
-        "splits must name the cohort's case_id or slide_id"
+        "splits must name the cohort's case_id or slide_id, or set data.unknown_ids: skip"
     )
 
 
@@ -475,3 +486,106 @@ def read_one_file(path: Path, folder: Path) -> Fold:
     (folder / "splits_0.csv").write_bytes(path.read_bytes())
     (fold,) = read_splits(folder)
     return fold
+
+
+# --- splits as they come -------------------------------------------------------------------------------------------
+
+
+def test_one_file_is_one_fold(tmp_path: Path) -> None:
+    (tmp_path / "published.csv").write_text(",train,val\n0,a,b\n1,c,\n")
+    assert read_splits(tmp_path / "published.csv") == (Fold(0, ("a", "c"), ("b",), ()),)
+    (tmp_path / "splits_3.csv").write_text(",train,val,test\n0,a,b,c\n")
+    assert read_splits(tmp_path / "splits_3.csv") == (Fold(3, ("a",), ("b",), ("c",)),)
+
+
+def test_a_column_of_the_cohort_is_one_fold(tmp_path: Path) -> None:
+    table = tmp_path / "cohort.csv"
+    table.write_text("File Name,Data Split\na.svs,Train\nb.svs,Val\nc.svs,\nd.svs,TEST\n")
+    assert splits_in_column(table, "Data Split", "File Name") == (Fold(0, ("a",), ("b",), ("d",)),)
+    with pytest.raises(SplitError, match=r"no column 'Data split'; did you mean 'Data Split'\?"):
+        splits_in_column(table, "Data split", "File Name")
+
+
+def test_unknown_ids_may_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    slides = tuple(CohortSlide(i, i, "x" if i in "ab" else "y") for i in "abcd")
+    cohort = Cohort(slides, ClassificationTask(label="kind"), ("x", "y"))
+    fold = resolve_fold(Fold(0, ("a", "other"), ("b",), ("c", "d")), cohort, unknown="skip")
+    assert [s.slide_id for s in fold.train] == ["a"]
+    assert "fold 0: 1 ids of its train side are not in the cohort" in caplog.text
+
+
+# --- sites, repeats, one held-out side -----------------------------------------------------------------------------
+
+
+def of_sites(patients: int = 120, sites: int = 15, *, seed: int = 0) -> Cohort:
+    """Patients of sites of very different size, some with two slides, with TCGA's barcodes."""
+    numbers = np.random.default_rng(seed)
+    slides = []
+    for k in range(patients):
+        site = f"{int(numbers.integers(sites) * numbers.random()):02d}"
+        label = "x" if numbers.random() < 0.3 else "y"
+        for part in range(1 + k % 2):
+            slides.append(CohortSlide(f"TCGA-{site}-{k:04d}-01Z-00-DX{part}", f"TCGA-{site}-{k:04d}", label))
+    return Cohort(tuple(slides), ClassificationTask(label="kind"), ("x", "y"))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_site_stands_on_one_side_and_every_patient_is_tested_once(seed: int) -> None:
+    cohort = of_sites(seed=seed)
+    sites = sites_of(cohort)
+    folds = make_splits(cohort, seed=seed, sites=sites)
+    assert sorted(case for fold in folds for case in fold.test) == sorted(cohort.cases())
+    for fold in folds:
+        of_side = [{sites[case] for case in fold.side(side)} for side in SIDES]
+        assert all(of_side)
+        assert sum(map(len, of_side)) == len(set().union(*of_side)), "no site on two sides"
+        assert len(fold.train) + len(fold.val) + len(fold.test) == len(cohort.cases())
+    assert folds == make_splits(cohort, seed=seed, sites=sites)
+
+
+def test_sites_leave_classes_as_balanced_as_they_can() -> None:
+    cohort = of_sites(400, 40)
+    kinds = {s.case_id: s.label for s in cohort.slides}
+    share = sum(kind == "x" for kind in kinds.values()) / len(kinds)
+    for fold in make_splits(cohort, sites=sites_of(cohort)):
+        assert abs(sum(kinds[case] == "x" for case in fold.test) / len(fold.test) - share) < 0.12
+
+
+def test_sites_come_from_barcodes_and_there_must_be_enough() -> None:
+    cohort = of_sites(60, 4)
+    assert set(sites_of(cohort).values()) <= {f"{k:02d}" for k in range(4)}
+    with pytest.raises(SplitError, match=r"5 need patients of at least 7 sites.*there are [34]; use fewer folds"):
+        make_splits(cohort, sites=sites_of(cohort))
+    with pytest.raises(SplitError, match="patient 'p' bears no TCGA barcode"):
+        sites_of(one_slide_each(("p", "a"), ("q", "b")))
+
+
+def test_repeats_are_cross_validations_of_their_own() -> None:
+    cohort = grades({"a": 30, "b": 30})
+    folds = make_splits(cohort, folds=3, seed=5, repeats=2)
+    assert [fold.index for fold in folds] == list(range(6))
+    assert folds[:3] == make_splits(cohort, folds=3, seed=5)
+    for part in (folds[:3], folds[3:]):
+        assert sorted(case for fold in part for case in fold.test) == sorted(cohort.cases())
+    assert {fold.test for fold in folds[:3]} != {fold.test for fold in folds[3:]}
+    with pytest.raises(SplitError, match="repeats must be at least 1, got 0"):
+        make_splits(cohort, repeats=0)
+
+
+def test_a_holdout_tests_its_share_once() -> None:
+    cohort = grades({"a": 40, "b": 60})
+    (fold,) = make_holdout(cohort, 0.25, seed=3)
+    assert len(fold.test) == len(cohort.cases()) / 4
+    assert fold == make_splits(cohort, folds=4, seed=3)[0]
+    with pytest.raises(SplitError, match=r"share must lie above 0 and be at most 0\.5, got 0\.6"):
+        make_holdout(cohort, 0.6)
+
+
+def test_published_tables_split_by_site(tcga: Path) -> None:
+    cohort = load_cohort(tcga / "survival/UCEC.csv", SurvivalTask(time="survival_months", event="censorship=0"))
+    sites = sites_of(cohort)
+    for fold in make_splits(cohort, folds=3, sites=sites):
+        of_side = [{sites[case] for case in fold.side(side)} for side in SIDES]
+        assert sum(map(len, of_side)) == len(set(sites.values()))
+        events = {s.case_id for s in cohort.slides if s.event}
+        assert all(events & set(fold.side(side)) for side in SIDES)

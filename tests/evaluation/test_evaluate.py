@@ -117,6 +117,48 @@ def test_survival_counts_patients_by_their_mean_risk(tmp_path: Path, seed: int) 
     assert summary.pooled == pytest.approx(c_index(people))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_patients_by_the_mean_of_their_slides(tmp_path: Path, seed: int) -> None:
+    """As if each patient were one slide with the mean of the probabilities."""
+    frame = class_table(seed=seed)
+    by_case = EvaluationConfig(bootstrap=20, unit="case")
+    found = evaluated(frame.sample(frac=1, random_state=seed), tmp_path, by_case)
+    mean = frame.groupby(["fold", "case_id"], as_index=False).agg(
+        {"label": "first", "prob_no": "mean", "prob_yes": "mean"}
+    )
+    assert (found.unit, found.slides, found.cases) == ("case", 42, len(mean)) == ("case", 42, 33)
+    expected = evaluated(mean.assign(slide_id=mean["case_id"]), tmp_path, NONE)
+    for name, summary in expected.metrics.items():
+        assert found.metrics[name].per_fold == pytest.approx(summary.per_fold)
+        assert found.metrics[name].pooled == pytest.approx(summary.pooled)
+    assert found.confusion is not None
+    assert expected.confusion is not None
+    assert found.confusion.counts == expected.confusion.counts
+    assert sum(map(sum, found.confusion.counts)) == 33
+    slides = evaluated(frame, tmp_path, NONE).metrics["auc"]
+    assert slides.pooled != pytest.approx(found.metrics["auc"].pooled)
+
+
+def test_a_patient_with_two_labels_cannot_be_counted(tmp_path: Path) -> None:
+    frame = class_table()
+    frame.loc[1, "label"] = {"yes": "no", "no": "yes"}[frame.loc[0, "label"]]
+    assert evaluated(frame, tmp_path).unit == "slide"
+    with pytest.raises(RunError) as caught:
+        evaluated(frame, tmp_path, EvaluationConfig(unit="case"))
+    assert "the slides of patient 'f0-c0' are no and yes; count slides" in str(caught.value)
+
+
+def test_joined_rows_are_patients(tmp_path: Path) -> None:
+    frame = class_table().drop_duplicates("case_id")
+    frame["slide_id"] = frame["case_id"]
+    joined = frame.assign(joined_slides=[f"{case}-a;{case}-b" if i % 2 else f"{case}-a" for i, case in
+                                         enumerate(frame["case_id"])])  # fmt: skip
+    plain, found = (evaluated(f, tmp_path, NONE) for f in (frame, joined))
+    assert (plain.unit, plain.slides, plain.cases) == ("slide", 33, 33)
+    assert (found.unit, found.slides, found.cases) == ("case", 33 + 16, 33)
+    assert found.metrics == plain.metrics
+
+
 def test_folds_by_number_not_by_name(tmp_path: Path) -> None:
     frame = class_table(folds=11, per_fold=8)
     assert evaluated(frame, tmp_path).folds == tuple(range(11))
@@ -196,15 +238,23 @@ def test_metrics_file_matches_its_schema(tmp_path: Path, frame: pd.DataFrame, co
     values = strict_json(tmp_path / "metrics.json")
     assert list(values) == [
         "schema", "kind", "unit", "slides", "cases", "folds", "metrics", "bootstrap", "confidence", "notes",
+        "confusion", "survival",
     ]  # fmt: skip
     assert values["schema"] == METRICS_SCHEMA == "wsi2d-metrics/1"
     assert (values["kind"], values["unit"]) in (("classification", "slide"), ("survival", "case"))
     assert [type(values[name]) for name in ("slides", "cases", "bootstrap")] == [int] * 3
     assert values["folds"] == [0, 1, 2]
-    names = {"classification": ["auc", "f1", "accuracy", "balanced_accuracy"], "survival": ["c_index"]}
+    names = {
+        "classification": ["auc", "f1", "accuracy", "balanced_accuracy", "auprc", "ece"],
+        "survival": ["c_index", "c_index_uno", "auc_at"],
+    }
+    assert (values["confusion"] is None) == (values["kind"] == "survival") == (values["survival"] is not None)
     assert list(values["metrics"]) == names[values["kind"]]
     for name, summary in values["metrics"].items():
-        assert list(summary) == ["per_fold", "mean", "sd", "mean_interval", "pooled", "pooled_interval"]
+        assert list(summary) == [
+            "per_fold", "mean", "sd", "mean_interval", "pooled", "pooled_interval", "stratified", "stratified_interval",
+        ]  # fmt: skip
+        assert (summary["stratified"] is None) == (values["kind"] == "classification")
         assert len(summary["per_fold"]) == 3
         assert summary["pooled"] == found.metrics[name].pooled
         for interval in (summary["mean_interval"], summary["pooled_interval"]):
@@ -218,7 +268,7 @@ def test_metrics_file_has_null_where_nothing_is_defined(tmp_path: Path) -> None:
     assert math.isnan(found.metrics["auc"].pooled)
     assert summary == {
         "per_fold": [None], "mean": None, "sd": None, "mean_interval": [None, None], "pooled": None,
-        "pooled_interval": [None, None],
+        "pooled_interval": [None, None], "stratified": None, "stratified_interval": None,
     }  # fmt: skip
     assert strict_json(tmp_path / "metrics.json")["metrics"]["accuracy"]["sd"] is None  # one fold has no spread
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as sk
 from sksurv.metrics import concordance_index_censored
 
-from wsi2d.evaluation.metrics import CLASSIFICATION_METRICS, auc, classification_metrics
+from wsi2d.evaluation.metrics import CLASSIFICATION_METRICS, auc, classification_metrics, classification_scores
 from wsi2d.evaluation.survival import SURVIVAL_METRICS, survival_metrics
 
 
@@ -33,9 +33,22 @@ def test_two_classes_equal_scikit_learn(seed: int, digits: int) -> None:
             "f1": sk.f1_score(labels, predicted, average="macro"),
             "accuracy": sk.accuracy_score(labels, predicted),
             "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+            "auprc": sk.average_precision_score(labels, probabilities[:, 1]),
+            "ece": calibration_error_by_bins(labels, probabilities),
         },
         abs=1e-12,
     )
+
+
+def calibration_error_by_bins(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Guo et al., equation 3, over the bins (0, 0.1], …, (0.9, 1]."""
+    confidence, error = probabilities.max(1), 0.0
+    for low in range(10):
+        inside = (confidence * 10 > low) & (confidence * 10 <= low + 1)
+        if inside.any():
+            hits = (labels == probabilities.argmax(1))[inside].mean()
+            error += inside.mean() * abs(hits - confidence[inside].mean())
+    return error
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -43,15 +56,51 @@ def test_two_classes_equal_scikit_learn(seed: int, digits: int) -> None:
 def test_more_classes_equal_scikit_learn(classes: int, seed: int) -> None:
     labels, probabilities = predictions(60, classes, seed)
     predicted = probabilities.argmax(1)
-    assert classification_metrics(labels, probabilities) == pytest.approx(
+    truth = np.eye(classes)[labels]
+    assert classification_metrics(labels, probabilities, ordered=True) == pytest.approx(
         {
             "auc": sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"),
             "f1": sk.f1_score(labels, predicted, average="macro"),
             "accuracy": sk.accuracy_score(labels, predicted),
             "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+            "auprc": sk.average_precision_score(truth, probabilities, average="macro"),
+            "ece": calibration_error_by_bins(labels, probabilities),
+            "auc_micro": sk.roc_auc_score(truth, probabilities, average="micro"),
+            "quadratic_kappa": sk.cohen_kappa_score(labels, predicted, weights="quadratic"),
         },
         abs=1e-12,
     )
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_resamples_equal_scikit_learn_on_repeated_rows(classes: int) -> None:
+    """All at once by counting, against each resample as its rows stand in it; some lack a class."""
+    labels, probabilities = predictions(14, classes, 1, digits=1)
+    generator = np.random.default_rng(0)
+    weights = np.stack([np.bincount(generator.integers(14, size=14), minlength=14) for _ in range(60)]).astype(float)
+    found = classification_scores(labels, probabilities, weights, ordered=True)
+    whole = 0
+    for k, weight in enumerate(weights):
+        rows = np.repeat(np.arange(14), weight.astype(int))
+        y, p, predicted = labels[rows], probabilities[rows], probabilities[rows].argmax(1)
+        expected = {
+            "f1": sk.f1_score(y, predicted, labels=np.arange(classes), average="macro", zero_division=0.0),
+            "accuracy": sk.accuracy_score(y, predicted),
+            "balanced_accuracy": np.mean([(predicted[y == c] == c).mean() for c in np.unique(y)]),
+            "ece": calibration_error_by_bins(y, p),
+            "quadratic_kappa": sk.cohen_kappa_score(y, predicted, labels=np.arange(classes), weights="quadratic"),
+        }
+        if len(np.unique(y)) == classes:
+            truth = y if classes == 2 else np.eye(classes)[y]
+            score = p[:, 1] if classes == 2 else p
+            expected |= {"auc": sk.roc_auc_score(truth, score), "auprc": sk.average_precision_score(truth, score)}
+            expected |= {"auc_micro": sk.roc_auc_score(truth, score, average="micro")} if classes > 2 else {}
+            whole += 1
+        else:
+            assert all(math.isnan(found[name][k]) for name in ("auc", "auprc"))
+        assert {name: found[name][k] for name in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert whole > 20
+    assert classes == 2 or whole < 60
 
 
 def test_names_are_those_announced() -> None:
@@ -64,8 +113,11 @@ def test_perfect_and_reversed_order() -> None:
     labels = np.array([0, 0, 1, 1])
     up = np.array([0.1, 0.2, 0.8, 0.9])
     good, bad = np.stack([1 - up, up], 1), np.stack([up, 1 - up], 1)
-    assert set(classification_metrics(labels, good).values()) == {1.0}
-    assert set(classification_metrics(labels, bad).values()) == {0.0}
+    best, worst = classification_metrics(labels, good), classification_metrics(labels, bad)
+    assert (best.pop("ece"), worst.pop("ece")) == pytest.approx((0.15, 0.85))
+    assert worst.pop("auprc") == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert set(best.values()) == {1.0}
+    assert set(worst.values()) == {0.0}
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -76,6 +128,8 @@ def test_auc_needs_every_class(classes: int) -> None:
         warnings.simplefilter("error")
         found = classification_metrics(labels[chosen], probabilities[chosen])
     assert math.isnan(found.pop("auc"))
+    assert math.isnan(found.pop("auprc"))
+    assert math.isnan(found.pop("auc_micro", math.nan))
     assert math.isnan(auc(labels[chosen], probabilities[chosen]))
     assert all(0 <= value <= 1 for value in found.values())
 

@@ -63,6 +63,43 @@ def test_survival_round_trip(tmp_path: Path) -> None:
     assert table.rows[["time", "event", "risk"]].to_numpy(float).tolist() == [[12.5, 1, -1.25], [3, 0, -0.5]]
 
 
+def test_joined_slides_round_trip(tmp_path: Path) -> None:
+    made = [
+        prediction("p1", [0.25, 0.75], label="high", joined_slides=("a", "b"), joined_patches=(1, 2)),
+        prediction("p2", [0.5, 0.5], label="low", joined_slides=("007",), joined_patches=(3,)),
+    ]
+    frame = predictions_frame(made, "classification", ("low", "high"))
+    assert list(frame) == ["slide_id", "case_id", "fold", "joined_slides", "label", "prob_low", "prob_high"]
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    table = read_predictions(tmp_path / "p.csv")
+    assert table.joined
+    assert table.slide_ids() == [("a", "b"), ("007",)]
+    frame.drop(columns="joined_slides").to_csv(tmp_path / "p.csv", index=False)
+    assert read_predictions(tmp_path / "p.csv").slide_ids() == [("p1",), ("p2",)]
+
+
+def test_attention_of_each_slide() -> None:
+    weights = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    joined = prediction("p", [1.0], attention=weights, joined_slides=("a", "b", "c"), joined_patches=(1, 2, 1))
+    found = joined.attention_by_slide()
+    assert {name: part.tolist() for name, part in found.items()} == {
+        "a": weights[:1].tolist(),
+        "b": weights[1:3].tolist(),
+        "c": weights[3:].tolist(),
+    }
+    alone = prediction("s", [1.0], attention=weights).attention_by_slide()
+    assert list(alone) == ["s"]
+    assert alone["s"] is weights
+
+
+def test_a_patient_is_one_row_where_rows_are_patients(tmp_path: Path) -> None:
+    header = "slide_id,case_id,fold,joined_slides,label,prob_a,prob_b"
+    rows = ["p,p,0,s1;s2,a,0.5,0.5", "p,p,1,s1;s2,a,0.5,0.5"]
+    assert read_predictions(write(tmp_path, header, *rows)).joined, "once in each fold"
+    message = failure(write(tmp_path, header, *rows, "q,p,1,s3,a,0.5,0.5"))
+    assert message.startswith("patient 'p' has two rows in one fold, though joined_slides says that a row is a patient")
+
+
 def test_unknown_truth_is_left_empty() -> None:
     frame = predictions_frame([prediction("a", [0.5, 0.5], fold=None)], "classification", ("x", "y"))
     assert frame.to_csv(index=False).splitlines()[1] == "a,a,,,0.5,0.5"
@@ -90,7 +127,7 @@ def test_an_ensemble_has_no_fold(tmp_path: Path) -> None:
 def test_missing_columns(tmp_path: Path, missing: str) -> None:
     header = CLASSES.replace(missing, "other")
     assert failure(write(tmp_path, header, "a,c,0,low,0.9,0.1")) == (
-        f"no column '{missing}'; see docs/formats.md for the schema"
+        f"no column '{missing}'; see docs/predictions.md for the schema"
     )
 
 
@@ -151,3 +188,9 @@ def test_subset_keeps_kind_and_classes(tmp_path: Path) -> None:
     part = table.subset(table.rows.iloc[1:])
     assert (part.kind, part.classes, part.labels.tolist()) == (table.kind, table.classes, [1])
     assert isinstance(part.rows, pd.DataFrame)
+
+
+def test_follow_up_begins_at_0(tmp_path: Path) -> None:
+    assert read_predictions(write(tmp_path, SURVIVAL, "a,a,0,0,1,0.5")).rows["time"].tolist() == [0]
+    message = failure(write(tmp_path, SURVIVAL, "a,a,0,3,1,0.5", "b,b,0,-1,1,0.5"))
+    assert message == "slide 'b' has a time below 0; mend it, follow-up begins at 0"

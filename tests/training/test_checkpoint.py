@@ -15,6 +15,7 @@ from torch import nn
 
 from wsi2d.data.bags import FeatureSpec, GridBag, collate
 from wsi2d.errors import RunError, StorageError
+from wsi2d.evaluation.curves import Baseline
 from wsi2d.models.registry import build_model, model_config
 from wsi2d.training.checkpoint import (
     ModelCard,
@@ -42,6 +43,11 @@ CARD = ModelCard(
     fold=2,
     epoch=7,
 )
+COX_CARD = replace(
+    CARD,
+    kind="survival", classes=(), bin_edges=(1.5, 3.0), out_dim=1, log_risk=True, last_event=4.0,
+    baseline=Baseline((1.0, 0.1 + 2.0, 4.0), (-1.5, -1.5, 1 / 3)),
+)  # fmt: skip
 
 
 def model_of(card: ModelCard, seed: int = 0) -> nn.Module:
@@ -72,12 +78,13 @@ def one_line(error: pytest.ExceptionInfo[RunError], *words: str) -> None:
     "card",
     [
         CARD,
-        replace(CARD, kind="survival", classes=(), bin_edges=(3.25, 0.1 + 0.2)),
+        replace(CARD, kind="survival", classes=(), bin_edges=(0.1 + 0.2, 3.25)),
+        COX_CARD,
         replace(
             CARD, model=model_config({"name": "abmil", "dim": 4}).model_dump(), in_dim=1, out_dim=2, classes=("a", "b")
         ),
     ],
-    ids=["classification", "survival", "abmil"],
+    ids=["classification", "survival", "log-risk", "abmil"],
 )
 def test_model_and_card_round_trip(tmp_path: Path, card: ModelCard) -> None:
     model = model_of(card)
@@ -148,6 +155,34 @@ def test_a_card_that_contradicts_itself(tmp_path: Path, change: dict[str, Any]) 
     with pytest.raises(RunError) as error:
         load_card(tmp_path / "m.safetensors")
     one_line(error, "m.safetensors: damaged (", "train again")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"baseline": Baseline((), ())}, {"baseline": Baseline((1.0, 2.0), (0.0,))}, {"bin_edges": ()},
+     {"baseline": Baseline((2.0, 1.0), (0.0, 1.0))}, {"baseline": Baseline((1.0, 1.0), (0.0, 1.0))},
+     {"baseline": Baseline((1.0, 2.0), (1.0, 0.0))}, {"baseline": Baseline((1.0, math.inf), (0.0, 1.0))},
+     {"baseline": Baseline((1.0, 2.0), (math.nan, 1.0))}, {"bin_edges": (3.0, 1.5)}, {"bin_edges": (math.nan,)},
+     {"last_event": math.nan}],
+    ids=str,
+)  # fmt: skip
+def test_a_card_whose_times_make_no_curve(tmp_path: Path, change: dict[str, Any]) -> None:
+    save_model(model_of(COX_CARD), replace(COX_CARD, **change), tmp_path / "m.safetensors")
+    with pytest.raises(RunError) as error:
+        load_card(tmp_path / "m.safetensors")
+    one_line(error, "m.safetensors: damaged (survival times or a baseline that do not grow)", "train again")
+
+
+def test_a_card_from_before_log_risks_is_read(tmp_path: Path) -> None:
+    card = replace(CARD, kind="survival", classes=(), bin_edges=(1.5, 3.0))
+    save_model(model_of(card), card, tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        ((key, text),) = file.metadata().items()
+    values = json.loads(text)
+    assert [values.pop(name) for name in ("last_event", "log_risk", "baseline")] == [None, False, None]
+    save_file(tensors, tmp_path / "old.safetensors", {key: json.dumps(values)})
+    assert load_card(tmp_path / "old.safetensors") == card
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -1,6 +1,7 @@
 """All folds: the run folder, going on after whatever stopped it, and settings that a run must not change."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -20,11 +21,14 @@ import yaml
 import wsi2d
 from wsi2d.config import RunConfig
 from wsi2d.config_files import load_run_config
+from wsi2d.data.bags import load_bag
 from wsi2d.data.splits import read_splits
 from wsi2d.errors import ConfigError, FeatureStoreError, RunError, SplitError, StorageError
 from wsi2d.evaluation.evaluate import evaluate
+from wsi2d.evaluation.training_side import training_outcomes
 from wsi2d.features.store import read_features
 from wsi2d.training.crossval import TrainProgress, _undisturbed, train
+from wsi2d.training.predict import load_run_models
 from wsi2d.training.run import load_study, open_run
 
 Row = dict[str, float]
@@ -73,7 +77,8 @@ def study(tiny: ModuleType, tmp_path: Path) -> Path:
 
 def test_run_folder_holds_what_the_design_says(tiny: ModuleType, finished_run: Path) -> None:
     study = load_study(load_run_config(finished_run / "config.yaml"))
-    expected = {"config.yaml", "cohort.csv", "environment.json", "notes.json", "predictions.csv", "metrics.json"}
+    expected = {"config.yaml", "cohort.csv", "environment.json", "notes.json", "audit.json", "predictions.csv"}
+    expected |= {"metrics.json"}
     for fold in study.folds:
         files = ["model.safetensors", "history.csv", "predictions.csv"]
         files += [f"attention/{s.slide_id}.h5" for s in fold.test]
@@ -109,7 +114,7 @@ def test_attention_files(finished_run: Path) -> None:
 def test_history_says_what_was_chosen(tiny: ModuleType, finished_run: Path) -> None:
     for fold in (0, 1):
         rows = tiny.read_table(finished_run / f"fold-{fold}" / "history.csv")
-        names = ["epoch", "lr", "train_loss", "val_loss", "val_metric", "seconds", "chosen"]
+        names = ["epoch", "lr", "train_loss", "val_loss", "val_metric", "seconds", "peak_gb", "chosen"]
         assert [list(row) for row in rows] == [names] * 2
         assert [row["epoch"] for row in rows] == ["1", "2"]
         _, card = open_run(finished_run).model(fold, torch.device("cpu"))
@@ -186,6 +191,19 @@ def test_survival_end_to_end(tiny: ModuleType, survival_run: Path) -> None:
         cases = {r["case_id"]: float(r["months"]) for r in truth.values() if r["status"] == "dead"}
         times = [months for case, months in cases.items() if case in train_cases]
         np.testing.assert_allclose(card.bin_edges, np.quantile(times, [1 / 3, 2 / 3]), rtol=1e-12)
+        models = load_run_models(open_run(survival_run), [fold], device="cpu")
+        risks: dict[str, list[float]] = {}
+        for slide, known in truth.items():
+            if known["case_id"] in train_cases:
+                bag = load_bag(survival_run.parent / "features" / f"{slide}.h5")
+                risks.setdefault(known["case_id"], []).append(models.predict(bag).risk)
+        cut = np.median([np.mean(of_patient) for of_patient in risks.values()])
+        for row in (r for r in rows if r["fold"] == str(fold)):
+            assert float(row["risk_cut"]) == pytest.approx(cut, rel=1e-6)
+            assert (float(row["edge_1"]), float(row["edge_2"])) == card.bin_edges
+        time, event = training_outcomes(survival_run)[fold]
+        known = {r["case_id"]: (float(r["months"]), r["status"] == "dead") for r in truth.values()}
+        assert sorted(zip(time, event, strict=True)) == sorted(known[c] for c in train_cases if c)
 
 
 def test_python_path_and_string_are_the_same(tiny: ModuleType, finished_run: Path, tmp_path: Path) -> None:
@@ -654,6 +672,35 @@ def test_leakage_that_is_allowed_is_said(tiny: ModuleType, study: Path) -> None:
     assert evaluation.notes == notes
     assert tuple(json.loads((study.with_name("run") / "metrics.json").read_text("utf-8"))["notes"]) == notes
     assert train(tiny.changed(study, data={"allow_leakage": True})).notes == notes, "also when it goes on"
+
+
+def test_the_audit_of_the_splits_is_kept_and_its_warnings_said(
+    tiny: ModuleType, study: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Slides of two sites of TCGA on two sides of both folds, a slide on none, and labels that differ by much."""
+    rows = tiny.read_table(study.with_name("cohort.csv"))
+    sites = {f"p{i:02d}": ("A1", "B2", "C3")[min(i // 3, 2)] for i in range(tiny.PATIENTS)}
+    for row in rows:
+        name = f"TCGA-{sites[row['case_id']]}-00{row['case_id'][1:]}-{row['slide_id'][-1]}"
+        (study.parent / "features" / f"{row['slide_id']}.h5").rename(study.parent / "features" / f"{name}.h5")
+        row["slide_id"] = name
+    rows += [{**rows[0], "slide_id": "TCGA-Z9-0099-x", "case_id": "p99"}]
+    tiny.write_table(study.with_name("cohort.csv"), list(rows[0]), [list(row.values()) for row in rows])
+    with caplog.at_level(logging.WARNING, "wsi2d"):
+        train(study)
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("audit: ")]
+    assert said == [
+        "audit: 3 tissue source sites are on two sides, in 2 of 2 folds",
+        "audit: 1 slides are on no side, in 2 of 2 folds",
+    ]
+    kept = json.loads((study.with_name("run") / "audit.json").read_text("utf-8"))
+    assert (kept["slides"], kept["patients"], kept["leaks"]) == (15, 13, False)
+    assert [fold["shared_sites"] for fold in kept["folds"]] == [["A1", "B2", "C3"]] * 2
+    assert kept["folds"][0]["missing"] == ["TCGA-Z9-0099-x"]
+    assert sum(kept["folds"][0]["sides"]["test"]["classes"].values()) == 8
+    before = (study.with_name("run") / "audit.json").read_bytes()
+    train(study)
+    assert (study.with_name("run") / "audit.json").read_bytes() == before
 
 
 def test_splits_without_a_test_side(tiny: ModuleType, study: Path) -> None:

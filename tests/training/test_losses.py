@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from wsi2d.errors import ConfigError
-from wsi2d.training.losses.registry import DEFAULT_LOSS, LOSSES, Loss, _loss_class, build_loss, loss_config
+from wsi2d.training.losses.registry import (
+    DEFAULT_LOSS,
+    LOSSES,
+    Loss,
+    RiskSetConfig,
+    _loss_class,
+    build_loss,
+    loss_config,
+)
 from wsi2d.training.targets import Targets
 
 
@@ -24,6 +33,11 @@ def outcomes(index: list[int], event: list[bool]) -> Targets:
 
 def kind_of(name: str) -> str:
     return _loss_class(name, "test").kind
+
+
+def out_dim_of(name: str) -> int:
+    """Three classes or bins, or one log-risk."""
+    return 1 if issubclass(_loss_class(name, "test").config_class, RiskSetConfig) else 3
 
 
 def make(name: str, train: Targets, out_dim: int, **options: object) -> Loss:
@@ -188,8 +202,8 @@ def test_every_loss_builds_by_its_name(name: str) -> None:
     assert config.name == name
     assert loss_config(config.model_dump(), kind_of(name)) == config
     targets = example(name)
-    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = build_loss(config, targets, 3)(logits, targets)
+    logits = torch.randn(12, out_dim_of(name), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = build_loss(config, targets, out_dim_of(name))(logits, targets)
     assert found.ndim == 0
     assert found.item() > 0
     found.backward()
@@ -201,10 +215,10 @@ def test_every_loss_builds_by_its_name(name: str) -> None:
 def test_every_loss_takes_one_slide_at_a_time(name: str) -> None:
     """A batch is one bag unless the configuration says more, and it may be a patient without an event."""
     targets = example(name)
-    loss = make(name, targets, 3)
+    loss = make(name, targets, out_dim_of(name))
     for i in range(12):
-        logits = torch.randn(1, 3, requires_grad=True)
-        found = loss(logits, Targets(targets.index[i : i + 1], targets.event[i : i + 1]))
+        logits = torch.randn(1, out_dim_of(name), requires_grad=True)
+        found = loss(logits, Targets(targets.index[i : i + 1], targets.event[i : i + 1], targets.time[i : i + 1]))
         found.backward()
         assert torch.isfinite(found)
         assert found.item() >= 0
@@ -214,7 +228,10 @@ def test_every_loss_takes_one_slide_at_a_time(name: str) -> None:
 def example(name: str) -> Targets:
     """Twelve slides in three classes, or three bins, where half of each bin has the event."""
     index = [0, 1, 2] * 4
-    return classes(*index) if kind_of(name) == "classification" else outcomes(index, [k < 6 for k in range(12)])
+    if kind_of(name) == "classification":
+        return classes(*index)
+    times = torch.tensor([10.0 * at + k // 6 for k, at in enumerate(index)], dtype=torch.float64)
+    return replace(outcomes(index, [k < 6 for k in range(12)]), time=times)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +246,12 @@ def example(name: str) -> Targets:
         ({"name": "nll", "alpha": 1.0}, "survival", "alpha: Input should be less than 1, got 1.0"),
         ({"name": "nll", "alpha": -0.1}, "survival", "alpha: Input should be greater than or equal to 0"),
         ({"alpha": 0.1}, "classification", "alpha: unknown key; "),
+        ({"name": "cox", "ties": "exact"}, "survival", "ties: Input should be 'efron' or 'breslow'"),
+        ({"name": "cox", "bag": 4}, "survival", "bag: unknown key; did you mean 'bags'?"),
+        ({"name": "cox", "bags": 0}, "survival", "bags: Input should be greater than or equal to 1"),
+        ({"name": "cox", "bags": 1}, "survival", "bank: must be 1 or more where bags is 1: a bag alone has nobody"),
+        ({"name": "ranking", "ties": "efron"}, "survival", "ties: unknown key"),
+        ({"name": "ranking"}, "classification", "'ranking' is a loss for survival, the task is classification"),
         ({"class_weights": "some"}, "classification", "class_weights: Input should be 'none' or 'balanced'"),
     ],
 )

@@ -48,6 +48,45 @@ def test_targets_move_together() -> None:
     assert {moved.index.device.type, moved.event.device.type} == {"meta"}
 
 
+def test_targets_hold_follow_up_and_join() -> None:
+    slides = patients((3.5, True), (2.0, False), (7.25, True))
+    found = survival_task(slides).targets(slides)
+    assert found.time.tolist() == [3.5, 2.0, 7.25]
+    assert found.time.dtype == torch.float64
+    both = found.joined(found.last(2))
+    assert both.time.tolist() == [3.5, 2.0, 7.25, 2.0, 7.25]
+    assert both.event.tolist() == [True, False, True, False, True]
+    assert both.index.tolist() == found.index.tolist() + found.index.tolist()[1:]
+    assert found.last(9).time.tolist() == found.time.tolist()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "comparable"),
+    [
+        ([(3.0, True), (4.0, False)], True),
+        ([(3.0, True), (4.0, True)], True),
+        ([(3.0, True), (2.0, False)], False),
+        ([(3.0, True), (3.0, True)], False),
+        ([(3.0, False), (4.0, False)], False),
+        ([(3.0, True)], False),
+    ],
+)
+def test_two_can_be_compared_where_one_outlives_the_others_event(
+    outcomes: list[tuple[float, bool]], comparable: bool
+) -> None:
+    slides = patients(*outcomes)
+    assert FoldTask("survival", (), (1.0,)).targets(slides).comparable() == comparable
+
+
+def test_one_log_risk_in_place_of_a_hazard_a_bin() -> None:
+    slides = patients((3.0, True), (9.0, True), (5.0, True), (20.0, False))
+    cohort = Cohort(slides, SurvivalTask(time="months", event="died=1", bins=3))
+    hazards, log_risk = (fold_task(cohort, slides, 0, log_risk=which) for which in (False, True))
+    assert (hazards.out_dim, log_risk.out_dim) == (3, 1)
+    assert hazards.bin_edges == log_risk.bin_edges
+    assert hazards.last_event == log_risk.last_event == 9.0
+
+
 # --- bins ----------------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ def write_features(
     features: np.ndarray,
     *,
     shape: tuple[int, int] = (5, 5),
+    cells: Any = None,
     encoder: str = "tiny",
     encoder_hash: str = "0123",
     mpp: float = 0.5,
@@ -39,8 +40,10 @@ def write_features(
     overlap_px: int = 0,
     slide_mpp: float = 0.5,
 ) -> Path:
-    """A feature file with the first ``len(features)`` cells of a grid, all but the second, as tissue has gaps."""
-    cells = [(r, c) for r in range(shape[0]) for c in range(shape[1]) if (r, c) != (0, 1)][: len(features)]
+    """A feature file with ``cells`` of a grid, (row, col); by default with its first, all but the second, as tissue
+    has gaps."""
+    if cells is None:
+        cells = [(r, c) for r in range(shape[0]) for c in range(shape[1]) if (r, c) != (0, 1)][: len(features)]
     index = np.array(cells, np.int32).reshape(-1, 2)
     stride = (patch_px - overlap_px) * mpp / slide_mpp
     coords = np.rint(index[:, ::-1] * stride).astype(np.int32)

@@ -10,8 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wsi2d.config import Arrangement
+from wsi2d.data.arrangements import TURNS, arrange
 from wsi2d.errors import FeatureStoreError
-from wsi2d.features.store import feature_path, read_features, read_header
+from wsi2d.features.anyones import read_features, read_header
+from wsi2d.features.imports.claims import NO_CLAIMS, Claims
+from wsi2d.features.spec import FeatureSpec as FeatureSpec
+from wsi2d.features.spec import spec_of
+from wsi2d.features.store import feature_path
 
 logger = logging.getLogger(__name__)
 
@@ -58,66 +64,55 @@ class BagBatch:
         bag: int64 ``[M]``, which bag a patch belongs to.
         index: int64 ``[M, 2]``, (row, col) of a patch on its bag's grid.
         shapes: int64 ``[batch, 2]``, rows and columns of each bag's grid.
+        joined: how many bags, one after the other, are slides of one patient, and have one answer together; None where
+            each bag has its own.
     """
 
     features: Tensor
     bag: Tensor
     index: Tensor
     shapes: Tensor
+    joined: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def to(self, device: torch.device) -> BagBatch:
         """Move to a device."""
-        return BagBatch(*(t.to(device) for t in (self.features, self.bag, self.index, self.shapes)))
+        features, bag, index, shapes = (t.to(device) for t in (self.features, self.bag, self.index, self.shapes))
+        return BagBatch(features, bag, index, shapes, self.joined)
 
 
-@dataclass(frozen=True)
-class FeatureSpec:
-    """What features must have in common to be used together.
+def collate(bags: Sequence[GridBag], joined: Sequence[int] | None = None) -> BagBatch:
+    """Put bags together in a batch.
 
-    Attributes:
-        encoder, encoder_hash: who made them.
-        mpp: resolution of a patch, µm/px.
-        patch_px, overlap_px: side and overlap of patches, px.
-        dim: width of an embedding.
+    Args:
+        bags: one a slide.
+        joined: how many of these, one after the other, have one answer together; by default each has its own.
+
+    Raises:
+        FeatureStoreError: a bag is empty: no model has an answer to it.
     """
-
-    encoder: str
-    encoder_hash: str
-    mpp: float
-    patch_px: int
-    overlap_px: int
-    dim: int
-
-    def difference(self, other: FeatureSpec) -> str | None:
-        """The first thing in which another differs, as ``name this, not that``; None where they agree."""
-        for name in ("encoder", "encoder_hash", "mpp", "patch_px", "overlap_px", "dim"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                return f"{name} {theirs}, not {mine}"
-        return None
-
-
-def collate(bags: Sequence[GridBag]) -> BagBatch:
-    """Put bags together in a batch."""
+    for bag in bags:
+        if len(bag) == 0:
+            raise FeatureStoreError(f"slide '{bag.slide_id}': has no tissue; leave it out")
     counts = torch.tensor([len(bag) for bag in bags])
     return BagBatch(
         features=torch.cat([bag.features for bag in bags]),
         bag=torch.arange(len(bags)).repeat_interleave(counts),
         index=torch.cat([bag.index for bag in bags]),
         shapes=torch.tensor([bag.shape for bag in bags]),
+        joined=None if joined is None or set(joined) == {1} else tuple(joined),
     )
 
 
-def load_bag(path: Path | str) -> GridBag:
-    """A feature file as a bag.
+def load_bag(path: Path | str, claims: Claims = NO_CLAIMS) -> GridBag:
+    """A feature file as a bag, whoever wrote it.
 
     Raises:
-        FeatureStoreError: as :func:`wsi2d.features.store.read_features`, or features that are not finite.
+        FeatureStoreError: as :func:`wsi2d.features.anyones.read_features`, or features that are not finite.
     """
-    stored = read_features(path)
+    stored = read_features(path, claims)
     index = torch.from_numpy(stored.grid.index).long()
     shape = (0, 0)
     if len(index):
@@ -130,20 +125,28 @@ def load_bag(path: Path | str) -> GridBag:
         raise FeatureStoreError(f"{path}: {error}; delete it and extract again") from error
 
 
-def read_spec(path: Path) -> tuple[FeatureSpec, int]:
+def read_spec(path: Path, claims: Claims = NO_CLAIMS) -> tuple[FeatureSpec, int]:
     """What a feature file's features are, and how many patches it holds; reads no features.
 
     Raises:
-        FeatureStoreError: as :func:`wsi2d.features.store.read_features`.
+        FeatureStoreError: as :func:`wsi2d.features.anyones.read_features`.
     """
-    header = read_header(path)
-    made, grid = header.provenance, header.geometry
-    spec = FeatureSpec(made.encoder, made.encoder_hash, grid.mpp, grid.patch_px, grid.overlap_px, header.dim)
-    return spec, header.patches
+    header = read_header(path, claims)
+    return spec_of(header), header.patches
 
 
 class BagStore:
     """The bags of some slides, checked on construction, kept in memory while they fit.
+
+    Args:
+        folder: of the feature files.
+        slide_ids: the slides.
+        missing: ``error`` or ``skip``, where some have no features.
+        cache_gb: features kept in memory, GB.
+        arrangement: where patches lie instead (:func:`wsi2d.data.arrangements.arrange`), drawn from ``seed``.
+        seed: as above.
+        turned: slides are mirrored and turned as ``arrangement`` says wherever they are loaded; else only for training,
+            each time anew.
 
     Attributes:
         spec: what all features have in common.
@@ -153,9 +156,20 @@ class BagStore:
     """
 
     def __init__(
-        self, folder: Path | str, slide_ids: Iterable[str], *, missing: str = "error", cache_gb: float = 2.0
+        self,
+        folder: Path | str,
+        slide_ids: Iterable[str],
+        *,
+        missing: str = "error",
+        cache_gb: float = 2.0,
+        claims: Claims = NO_CLAIMS,
+        arrangement: Sequence[Arrangement] = (),
+        seed: int = 0,
+        turned: bool = False,
     ) -> None:
-        self._folder = Path(folder)
+        self._folder, self._claims = Path(folder), claims
+        self._seed, self._drawn = seed, tuple(arrangement)
+        self._fixed = tuple(name for name in arrangement if turned or name not in TURNS)
         self._cache: dict[str, GridBag] = {}
         self._room = cache_gb * 1e9
         paths = {slide_id: feature_path(self._folder, slide_id) for slide_id in slide_ids}
@@ -165,13 +179,15 @@ class BagStore:
                 f"features {self._folder}: {len(self.missing)} of {len(paths)} slides have none (the first is "
                 f"'{self.missing[0]}'); extract them, or set data.missing_features: skip"
             )
-        specs = {slide_id: read_spec(path) for slide_id, path in paths.items() if path.exists()}
+        specs = {slide_id: read_spec(path, claims) for slide_id, path in paths.items() if path.exists()}
         if not specs:
             raise FeatureStoreError(
                 f"features {self._folder}: no slide of the cohort has a feature file here; extract them into it, or "
                 "give another data.features"
             )
-        self.spec = self._common({slide_id: spec for slide_id, (spec, _) in specs.items()})
+        # An empty slide's file need not say all that others do; where all are empty, nothing is trained on.
+        filled = {slide_id: spec for slide_id, (spec, count) in specs.items() if count}
+        self.spec = self._common(filled or {slide_id: spec for slide_id, (spec, _) in specs.items()})
         self.counts = {slide_id: count for slide_id, (_, count) in specs.items()}
         self.empty = tuple(slide_id for slide_id, (_, count) in specs.items() if count == 0)
         self._usable = set(specs) - set(self.empty)
@@ -182,25 +198,25 @@ class BagStore:
     def __contains__(self, slide_id: str) -> bool:
         return slide_id in self._usable
 
-    def load(self, slide_id: str) -> GridBag:
-        """A slide's bag.
+    def load(self, slide_id: str, draw: int | None = None) -> GridBag:
+        """A slide's bag; with ``draw``, a number, as it is for training at that time.
 
         Raises:
             FeatureStoreError: it has no tissue, or its file went missing or is damaged.
         """
         if slide_id in self.empty:
             raise FeatureStoreError(f"slide '{slide_id}': has no tissue; leave it out")
-        if slide_id in self._cache:
-            return self._cache[slide_id]
-        bag = load_bag(feature_path(self._folder, slide_id))
-        size = bag.features.nbytes + bag.index.nbytes
-        if size <= self._room:
-            self._room -= size
-            self._cache[slide_id] = bag
-        return bag
+        bag = self._cache.get(slide_id)
+        if bag is None:
+            bag = load_bag(feature_path(self._folder, slide_id), self._claims)
+            size = bag.features.nbytes + bag.index.nbytes
+            if size <= self._room:
+                self._room -= size
+                self._cache[slide_id] = bag
+        return arrange(bag, self._fixed if draw is None else self._drawn, seed=self._seed, draw=draw)
 
     def _common(self, specs: dict[str, FeatureSpec]) -> FeatureSpec:
-        (first, spec), *others = specs.items()
+        (first, spec), *others = sorted(specs.items(), key=lambda item: item[1].overlap_px is None)
         for slide_id, other in others:
             difference = spec.difference(other)
             if difference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,23 +83,28 @@ def load_cohort(
     *,
     slide_column: str = "slide_id",
     case_column: str = "case_id",
+    case_pattern: str | None = None,
+    some_classes: bool = False,
 ) -> Cohort:
-    """Read a cohort table (CSV, one row a slide).
+    """Read a cohort table (CSV, or a zip that holds one; one row a slide).
 
     Args:
         path: the CSV file.
         task: which columns hold the label, or time and event and the value that means the event happened.
         slide_column, case_column: columns of slide and patient ids. Name the slide column twice where each slide is
             a patient of its own.
+        case_pattern: regular expression that finds the patient in a slide's id, where the table does not name one.
+        some_classes: whether slides of some of the task's classes are enough.
 
     Raises:
         CohortError: columns are missing, a slide occurs twice, a label is missing or unknown, no slide is of a declared
             class, a time is negative, no row has the event's value, or a patient's slides disagree on survival.
     """
     path = Path(path)
-    table = _read_table(path)
-    slide_ids = [plain_slide_id(v) for v in _column(table, path, slide_column)]
-    case_ids = _case_ids(table, path, case_column, slide_column) if case_column != slide_column else slide_ids
+    table = read_table(path)
+    if isinstance(task, ClassificationTask) and task.labels is not None:
+        table = _with_labels(table, path, task)
+    slide_ids, case_ids = _ids(table, path, slide_column, case_column, case_pattern)
     if isinstance(task, SurvivalTask):
         times, events = _survival_columns(table, path, task)
         slides = [
@@ -108,6 +114,8 @@ def load_cohort(
         _one_outcome_a_patient(cohort, path)
         return cohort
     column = _column(table, path, task.label)
+    if task.labels is not None:
+        column = column.map(task.labels)
     labels = list(column)
     classes = task.classes or tuple(sorted(set(labels), key=_natural))
     unknown = column[~column.isin(classes)]
@@ -117,12 +125,28 @@ def load_cohort(
             f"classes {', '.join(classes)}; mend it, add it to task.classes, or leave such slides out"
         )
     unseen = [c for c in classes if c not in set(labels)]
-    if unseen:
+    if unseen and not some_classes:
         raise CohortError(f"cohort {path}: no slide has {task.label} '{unseen[0]}'; take it out of task.classes")
     if len(classes) < 2:
         raise CohortError(f"cohort {path}: {task.label} is '{classes[0]}' everywhere; two classes are needed")
     slides = [CohortSlide(*row) for row in zip(slide_ids, case_ids, labels, strict=True)]
     return _in_file(path, slides, task, classes)
+
+
+def load_cases(
+    path: Path | str, *, slide_column: str = "slide_id", case_column: str = "case_id", case_pattern: str | None = None
+) -> dict[str, str]:
+    """The patient of each slide of a cohort table; arguments and errors as of :func:`load_cohort`.
+
+    Raises:
+        CohortError: likewise.
+    """
+    path = Path(path)
+    slide_ids, case_ids = _ids(read_table(path), path, slide_column, case_column, case_pattern)
+    repeated = [i for i, n in Counter(slide_ids).items() if n > 1]
+    if repeated:
+        raise CohortError(f"cohort {path}: slide '{repeated[0]}' occurs more than once; keep one row a slide")
+    return dict(zip(slide_ids, case_ids, strict=True))
 
 
 def load_cohort_mpp(path: Path | str) -> dict[str, float]:
@@ -132,7 +156,7 @@ def load_cohort_mpp(path: Path | str) -> dict[str, float]:
         CohortError: no such column, or a value that is not a positive number.
     """
     path = Path(path)
-    table = _read_table(path)
+    table = read_table(path)
     slide_ids = _column(table, path, "slide_id")
     if "mpp" not in table:
         raise CohortError(
@@ -155,7 +179,14 @@ def plain_slide_id(name: str) -> str:
     return name[: -len(suffix)] if suffix in SLIDE_SUFFIXES else name
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A cohort's table as text, from a CSV file or a zip that holds one (which is read, never extracted).
+
+    Its index tells the line of the file, less two.
+
+    Raises:
+        CohortError: it cannot be read, has no rows, or columns without or with the same name.
+    """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, skip_blank_lines=False)
     except FileNotFoundError as error:
@@ -164,7 +195,9 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise CohortError(
             f"cohort {path}: not a readable CSV table ({error.strerror}); give the path of one ({_IN_A_RUN})"
         ) from error
-    except ValueError as error:  # of pandas' parser, or bytes that are no UTF-8
+    except zipfile.BadZipFile as error:
+        raise CohortError(f"cohort {path}: not a readable zip ({error}); download it again, or give the CSV") from error
+    except ValueError as error:  # of pandas' parser, a zip of several files, or bytes that are no UTF-8
         raise CohortError(f"cohort {path}: {not_csv(error)}") from error
     if len(table.columns) == 1 and (found := re.search(r"[;\t|]", str(table.columns[0]))):
         name = {"\t": "tabs"}.get(found[0], f"'{found[0]}'")
@@ -188,6 +221,39 @@ def not_csv(error: ValueError) -> str:
     if isinstance(error, pd.errors.ParserError):
         return f"not a readable CSV table ({reason}); mend that line: a text that holds a comma stands in quotes"
     return f"not a readable CSV table ({reason}); save it as CSV in UTF-8, with a header"
+
+
+def _with_labels(table: pd.DataFrame, path: Path, task: ClassificationTask) -> pd.DataFrame:
+    """The rows whose label stands for a class."""
+    assert task.labels is not None
+    if task.label not in table:
+        return table
+    kept = table[table[task.label].isin(task.labels)]
+    if kept.empty:
+        raise CohortError(f"cohort {path}: no row's {task.label} is one of task.labels, {', '.join(task.labels)}")
+    if len(kept) < len(table):
+        logger.info(
+            "%d slides with another %s than %s are left out", len(table) - len(kept), task.label, [*task.labels]
+        )
+    return kept
+
+
+def _ids(
+    table: pd.DataFrame, path: Path, slide_column: str, case_column: str, case_pattern: str | None
+) -> tuple[list[str], list[str]]:
+    """Slide and patient of each row."""
+    slide_ids = [plain_slide_id(v) for v in _column(table, path, slide_column)]
+    if case_pattern is not None and case_column in table:
+        table = table.assign(**{case_column: _found_cases(table[case_column], slide_ids, case_pattern)})
+    if case_column == slide_column:
+        return slide_ids, slide_ids
+    return slide_ids, _case_ids(table, path, case_column, slide_column)
+
+
+def _found_cases(cases: Iterable[str], slide_ids: Iterable[str], pattern: str) -> list[str]:
+    """Patients as the table names them, else as the pattern finds them; empty where neither does."""
+    found = [re.search(pattern, slide_id) for slide_id in slide_ids]
+    return [case or (match[0] if match else "") for case, match in zip(cases, found, strict=True)]
 
 
 def _case_ids(table: pd.DataFrame, path: Path, name: str, slide_column: str) -> list[str]:
@@ -222,7 +288,7 @@ def _survival_columns(table: pd.DataFrame, path: Path, task: SurvivalTask) -> tu
             raise CohortError(f"cohort {path}: line {row + 2} has {task.time} '{text}'; it must be a number >= 0")
     column = _column(table, path, task.event_column)
     values = sorted(set(column))
-    events = [_same_value(v, task.event_value) for v in column]
+    events = [same_value(v, task.event_value) for v in column]
     if not any(events):
         raise CohortError(f"cohort {path}: no row has {task.event}; {task.event_column} holds {', '.join(values[:5])}")
     if len({v for v, e in zip(column, events, strict=True) if not e}) > 1:
@@ -251,8 +317,8 @@ def _in_file(
         raise CohortError(f"cohort {path}: {str(error).removeprefix('cohort: ')}") from error
 
 
-def _same_value(a: str, b: str) -> bool:
-    """Equal as text, or as numbers: tables write 1 as 1.0."""
+def same_value(a: str, b: str) -> bool:
+    """Whether two fields are equal, as text, or as numbers: tables write 1 as 1.0."""
     return a == b or (_float(a) == _float(b))
 
 

@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
-from wsi2d.config import SurvivalTask
-from wsi2d.data.cohort import Cohort, CohortSlide, not_csv, plain_slide_id
+from wsi2d.config import SurvivalTask, nearest
+from wsi2d.data.cohort import Cohort, CohortSlide, not_csv, plain_slide_id, read_table
 from wsi2d.errors import SplitError
 from wsi2d.files import make_folder, remove_partials, write_text
 
 logger = logging.getLogger(__name__)
 
 SIDES = ("train", "val", "test")
+BARCODE = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}")  # of TCGA: the patient; its first part is the site
+_SIDE_NAMES = {**{side: side for side in SIDES}, "training": "train", "valid": "val", "validation": "val"}
 _SEEDS = 2**32  # how many scikit-learn takes
 
 
@@ -59,7 +61,15 @@ class SlideFold:
     leaked_cases: tuple[str, ...]
 
 
-def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: float = 0.2) -> tuple[Fold, ...]:
+def make_splits(
+    cohort: Cohort,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    val_share: float = 0.2,
+    repeats: int = 1,
+    sites: Mapping[str, str] | None = None,
+) -> tuple[Fold, ...]:
     """Cross-validation folds of case ids: every patient is tested once and stands on one side of each fold.
 
     Stratified by label (a patient's most frequent one), or by event and, where there are enough patients of each kind,
@@ -70,14 +80,19 @@ def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: flo
         folds: number of folds, at least 2.
         seed: the same seed gives the same folds.
         val_share: share of the patients outside the test side that choose the epoch.
+        repeats: how many cross-validations, each with another seed; every patient is tested once in each.
+        sites: the site of each patient, as of :func:`sites_of`. Each site then stands on one side of a fold, and the
+            kinds are balanced as well as that allows (F. M. Howard et al., Nature Communications 2021, on why).
 
     Raises:
-        SplitError: too few patients of a class for that many folds, or impossible arguments.
+        SplitError: too few patients of a class or too few sites for that many folds, or impossible arguments.
     """
     if folds < 2:
         raise SplitError(f"folds: must be at least 2, got {folds}")
-    if not 0 <= seed < _SEEDS - folds:
-        raise SplitError(f"folds: the seed must be at least 0 and below 2^32 − folds, got {seed}")
+    if repeats < 1:
+        raise SplitError(f"folds: repeats must be at least 1, got {repeats}")
+    if not 0 <= seed < _SEEDS - folds * repeats:
+        raise SplitError(f"folds: the seed must be at least 0 and below 2^32 − folds · repeats, got {seed}")
     if not 0 < val_share < 1:
         raise SplitError(f"folds: val_share must lie between 0 and 1, got {val_share}")
     cases = list(cohort.cases())
@@ -90,19 +105,77 @@ def make_splits(cohort: Cohort, *, folds: int = 5, seed: int = 0, val_share: flo
             f"folds: {folds} need at least {at_least} patients of each kind, '{rarest}' has {count}; "
             "use fewer folds or merge classes"
         )
-    outer = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    result = []
-    for k, (rest, test) in enumerate(outer.split(cases, strata)):
-        kinds = [strata[i] for i in rest]
-        try:
-            train, val = _stratified_cut(rest, kinds, val_share, seed + k)
-        except ValueError as error:
-            raise SplitError(
-                f"folds: val_share {val_share:g} of {_counted(kinds)} leaves train or val too few to have every kind; "
-                "use another val share or fewer folds"
-            ) from error
-        result.append(Fold(k, *(tuple(cases[i] for i in sorted(side)) for side in (train, val, test))))
+    groups = None if sites is None else [sites[case] for case in cases]
+    if groups is not None and len(set(groups)) < folds + 2:
+        raise SplitError(
+            f"folds: {folds} need patients of at least {folds + 2} sites, for train and val beside each test side; "
+            f"there are {len(set(groups))}; use fewer folds"
+        )
+    result: list[Fold] = []
+    for repeat in range(repeats):
+        first = seed + repeat * folds
+        if groups is None:
+            outer = StratifiedKFold(folds, shuffle=True, random_state=first).split(cases, strata)
+        else:
+            outer = StratifiedGroupKFold(folds, shuffle=True, random_state=first).split(cases, strata, groups)
+        for k, (rest, test) in enumerate(outer):
+            train, val = _outside_test(rest, strata, groups, val_share, first + k)
+            sides = (tuple(cases[i] for i in sorted(side)) for side in (train, val, test))
+            result.append(Fold(len(result), *sides))
     return tuple(result)
+
+
+def make_holdout(
+    cohort: Cohort, share: float, *, seed: int = 0, val_share: float = 0.2, sites: Mapping[str, str] | None = None
+) -> tuple[Fold, ...]:
+    """One fold whose test side holds a share of the patients, made as :func:`make_splits` makes its folds.
+
+    Args:
+        share: of the patients, above 0 and at most 0.5; rounded to a half, a third, a quarter, …
+
+    Raises:
+        SplitError: likewise.
+    """
+    if not 0 < share <= 0.5:
+        raise SplitError(f"folds: the held-out share must lie above 0 and be at most 0.5, got {share}")
+    return make_splits(cohort, folds=round(1 / share), seed=seed, val_share=val_share, sites=sites)[:1]
+
+
+def sites_of(cohort: Cohort) -> dict[str, str]:
+    """The tissue source site of each patient, from TCGA's barcodes (``TCGA-<site>-<patient>``).
+
+    Raises:
+        SplitError: a patient whose ids bear none.
+    """
+    found = {}
+    for case, slides in cohort.cases().items():
+        barcode = BARCODE.match(case) or BARCODE.match(slides[0].slide_id)
+        if barcode is None:
+            raise SplitError(f"folds: patient '{case}' bears no TCGA barcode that tells the site; leave sites out")
+        found[case] = barcode[1]
+    return found
+
+
+def _outside_test(
+    rest: NDArray[np.int64], strata: Sequence[str], groups: Sequence[str] | None, val_share: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Train and val among the patients that a fold does not test."""
+    kinds = [strata[i] for i in rest]
+    too_few = (
+        f"folds: val_share {val_share:g} of {_counted(kinds)} leaves train or val too few to have every kind; "
+        "use another val share or fewer folds"
+    )
+    if groups is None:
+        try:
+            return _stratified_cut(rest, kinds, val_share, seed)
+        except ValueError as error:
+            raise SplitError(too_few) from error
+    parts = StratifiedGroupKFold(max(2, round(1 / val_share)), shuffle=True, random_state=seed % _SEEDS)
+    try:
+        train, val = next(parts.split(np.zeros(len(rest)), kinds, [groups[i] for i in rest]))
+    except ValueError as error:
+        raise SplitError(too_few) from error
+    return [int(rest[i]) for i in train], [int(rest[i]) for i in val]
 
 
 def write_splits(folds: Sequence[Fold], folder: Path | str) -> None:
@@ -127,19 +200,49 @@ def write_splits(folds: Sequence[Fold], folder: Path | str) -> None:
 
 
 def read_splits(folder: Path | str) -> tuple[Fold, ...]:
-    """Read every ``splits_<k>.csv`` of a folder, in the order of k.
+    """Read every ``splits_<k>.csv`` of a folder, in the order of k, or one file of that kind.
 
     Raises:
         SplitError: no such files, or one without its columns.
     """
     folder = Path(folder)
+    if folder.is_file():
+        number = re.fullmatch(r"splits_(\d+)", folder.stem)
+        return (read_fold(folder, int(number[1]) if number else 0),)
     files = _split_files(folder)
     if not files:
         raise SplitError(f"splits {folder}: no files splits_0.csv, splits_1.csv, …; make them with `wsi2d splits make`")
-    return tuple(_read_fold(files[k], k) for k in sorted(files))
+    return tuple(read_fold(files[k], k) for k in sorted(files))
 
 
-def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: int = 0) -> SlideFold:
+def splits_in_column(path: Path | str, column: str, slide_column: str) -> tuple[Fold, ...]:
+    """The one fold that a column of a cohort table holds: train, val or test, or nothing for a slide that is left out.
+
+    Raises:
+        CohortError, SplitError: no such table or column, or another value in it.
+    """
+    path = Path(path)
+    table = read_table(path)
+    columns = [str(c) for c in table.columns]
+    for name in (slide_column, column):
+        if name not in columns:
+            raise SplitError(f"splits {path}: no column '{name}'; {nearest(name, columns)}")
+    sides: dict[str, list[str]] = {name: [] for name in SIDES}
+    for slide_id, value in zip(table[slide_column], table[column], strict=True):
+        side = _SIDE_NAMES.get(value.lower())
+        if side is not None:
+            sides[side].append(plain_slide_id(slide_id))
+        elif value:
+            raise SplitError(
+                f"splits {path}: column '{column}' holds '{value}' for slide '{slide_id}'; it must be train, val or "
+                "test"
+            )
+    return (Fold(0, *(tuple(sides[name]) for name in SIDES)),)
+
+
+def resolve_fold(
+    fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: int = 0, unknown: str = "error"
+) -> SlideFold:
     """Turn a fold's ids into slides.
 
     Where the file names no test ids, its ``val`` is the held-out side (the field's published splits are of this
@@ -152,12 +255,13 @@ def resolve_fold(fold: Fold, cohort: Cohort, *, inner_val: float = 0.2, seed: in
         cohort: the slides; a side's id may be a case's or a slide's.
         inner_val: share of train's patients for that cut.
         seed: of that cut.
+        unknown: ``skip`` to leave ids out that the cohort does not have, with a warning.
 
     Raises:
         SplitError: unknown ids, or an empty side.
     """
     by_id = _slides_by_id(cohort)
-    sides = {name: _lookup(fold, name, by_id, cohort) for name in SIDES}
+    sides = {name: _lookup(fold, name, by_id, cohort, skip=unknown == "skip") for name in SIDES}
     inner = not sides["test"]
     if inner:
         sides["test"] = sides["val"]
@@ -228,7 +332,12 @@ def _split_files(folder: Path) -> dict[int, Path]:
     return {int(m[1]): f for f in folder.glob("splits_*.csv") if (m := re.fullmatch(r"splits_(\d+)", f.stem))}
 
 
-def _read_fold(path: Path, index: int) -> Fold:
+def read_fold(path: Path, index: int) -> Fold:
+    """Read one file of splits as the fold of a number.
+
+    Raises:
+        SplitError: it cannot be read, or lacks a column.
+    """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except OSError as error:
@@ -259,7 +368,7 @@ def _slides_by_id(cohort: Cohort) -> dict[str, tuple[CohortSlide, ...]]:
 
 
 def _lookup(
-    fold: Fold, side: str, by_id: Mapping[str, tuple[CohortSlide, ...]], cohort: Cohort
+    fold: Fold, side: str, by_id: Mapping[str, tuple[CohortSlide, ...]], cohort: Cohort, *, skip: bool
 ) -> tuple[CohortSlide, ...]:
     found: set[str] = set()
     unknown = []
@@ -269,10 +378,12 @@ def _lookup(
             unknown.append(name)
         else:
             found.update(s.slide_id for s in slides)
-    if unknown:
+    if unknown and skip:
+        logger.warning("fold %d: %d ids of its %s side are not in the cohort", fold.index, len(unknown), side)
+    elif unknown:
         raise SplitError(
             f"fold {fold.index}: {len(unknown)} ids of its {side} side are not in the cohort (the first is "
-            f"'{unknown[0]}'); splits must name the cohort's case_id or slide_id"
+            f"'{unknown[0]}'); splits must name the cohort's case_id or slide_id, or set data.unknown_ids: skip"
         )
     return cohort.subset(found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,16 +14,21 @@ from numpy.typing import NDArray
 
 from wsi2d.config import EvaluationConfig
 from wsi2d.errors import RunError
-from wsi2d.evaluation.metrics import classification_metrics
+from wsi2d.evaluation import counting
 from wsi2d.evaluation.predictions import PredictionTable, read_predictions
-from wsi2d.evaluation.statistics import patient_bootstrap
-from wsi2d.evaluation.survival import survival_metrics
+from wsi2d.evaluation.scoring import ScoredTable, score_table
+from wsi2d.evaluation.statistics import bootstrap_values, percentile_interval
+from wsi2d.evaluation.survival import Outcomes
+from wsi2d.evaluation.survival_details import SurvivalDetails, survival_details
+from wsi2d.evaluation.training_side import training_outcomes
 from wsi2d.files import write_text
 
 METRICS_SCHEMA = "wsi2d-metrics/1"
 PREDICTIONS_FILE = "predictions.csv"
 METRICS_FILE = "metrics.json"
 NOTES_FILE = "notes.json"
+RISK_GROUPS_FILE = "risk_groups.csv"
+LEAK = "patients leak between its sides"  # in the note of a fold that was trained although they do
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class MetricSummary:
         mean_interval: bootstrap interval of the mean over folds.
         pooled: value over the out-of-fold predictions of all folds together.
         pooled_interval: its bootstrap interval.
+        stratified: for ranks of survival, over all folds' pairs of patients of one fold; None for other metrics.
+        stratified_interval: its bootstrap interval.
     """
 
     per_fold: tuple[float, ...]
@@ -44,6 +51,25 @@ class MetricSummary:
     mean_interval: tuple[float, float] | None
     pooled: float
     pooled_interval: tuple[float, float] | None
+    stratified: float | None = None
+    stratified_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Slides (or patients) of all folds by true class (rows) and predicted class (columns).
+
+    Attributes:
+        classes: names of rows and columns.
+        counts: slides, or patients.
+        rates: counts over their row's sum; NaN where a class has none.
+        intervals: bootstrap intervals of the rates; None without a bootstrap.
+    """
+
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    rates: tuple[tuple[float, ...], ...]
+    intervals: tuple[tuple[tuple[float, float], ...], ...] | None
 
 
 @dataclass(frozen=True)
@@ -52,12 +78,15 @@ class Evaluation:
 
     Attributes:
         kind: ``classification`` or ``survival``.
-        unit: what is counted: ``slide`` for classification, ``case`` (mean risk over a patient's slides) for survival.
+        unit: what is counted: ``slide``, or ``case`` for survival (mean risk over a patient's slides), for patients
+            whose slides are joined, and where it is asked for.
         slides, cases: how many.
         folds: indices of the folds.
         metrics: by name.
         bootstrap, confidence: resamples of patients and coverage of the intervals.
         notes: what a reader must know (leaked patients, say).
+        confusion: for classification.
+        survival: for survival: time points, calibration, risk groups.
     """
 
     kind: str
@@ -69,77 +98,108 @@ class Evaluation:
     bootstrap: int
     confidence: float
     notes: tuple[str, ...] = ()
+    confusion: Confusion | None = None
+    survival: SurvivalDetails | None = None
 
     def to_json(self) -> str:
         """``metrics.json`` (schema in ``docs/formats.md``); what is not defined is null."""
-        return json.dumps(_nan_to_null({"schema": METRICS_SCHEMA, **asdict(self)}), indent=2) + "\n"
+        return json.dumps(nan_to_null({"schema": METRICS_SCHEMA, **asdict(self)}), indent=2) + "\n"
 
 
 def evaluate(run: Path | str, config: EvaluationConfig | None = None, *, seed: int = 0) -> Evaluation:
-    """Evaluate a run folder (its ``predictions.csv``), and write ``metrics.json`` beside it.
+    """Evaluate a run folder, and write ``metrics.json`` (and for survival ``risk_groups.csv``) into it; or a table.
 
     Args:
-        run: the folder.
-        config: resamples and coverage.
+        run: the folder, with its ``predictions.csv``; or such a table alone (``docs/predictions.md``), beside which
+            nothing is written.
+        config: resamples, coverage, and what the numbers are to be of.
         seed: of the bootstrap.
 
     Raises:
-        RunError: the folder is no run, not finished, or damaged.
+        RunError: the folder is no run, not finished, or damaged; the table cannot be evaluated.
     """
     folder = Path(run)
+    if is_table(folder):
+        return evaluate_table(read_predictions(folder), config, seed=seed)
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         raise RunError(f"run {folder}: no {PREDICTIONS_FILE}; train it to the end first")
-    notes = _read_notes(folder / NOTES_FILE)
-    evaluation = evaluate_table(read_predictions(path), config, seed=seed, notes=notes)
+    notes = read_notes(folder / NOTES_FILE)
+    table = read_predictions(path)
+    training = training_outcomes(folder) if table.kind == "survival" else {}
+    evaluation = evaluate_table(table, config, seed=seed, notes=notes, training=training)
+    if evaluation.survival is not None:
+        write_text(folder / RISK_GROUPS_FILE, evaluation.survival.risk_groups.to_csv())
     write_text(folder / METRICS_FILE, evaluation.to_json())
     return evaluation
 
 
+def is_table(run: Path) -> bool:
+    """Whether a path is a table of predictions, ``*.csv``, rather than a run folder."""
+    return run.suffix.lower() == ".csv" and not run.is_dir()
+
+
 def evaluate_table(
-    table: PredictionTable, config: EvaluationConfig | None = None, *, seed: int = 0, notes: tuple[str, ...] = ()
+    table: PredictionTable,
+    config: EvaluationConfig | None = None,
+    *,
+    seed: int = 0,
+    notes: tuple[str, ...] = (),
+    training: Mapping[int, Outcomes] | None = None,
 ) -> Evaluation:
-    """Evaluate any table of out-of-fold predictions (see :func:`evaluate`)."""
+    """Evaluate any table of out-of-fold predictions (see :func:`evaluate`).
+
+    Args:
+        table, config, seed: the table, and how.
+        notes: what a reader of the numbers must know.
+        training: time and event of each fold's training patients, where they are known.
+    """
     config = config or EvaluationConfig()
-    slides = len(table.rows)
-    # an ensemble's predictions bear no fold: they are one
-    rows = table.rows.assign(fold=pd.to_numeric(table.rows["fold"], errors="coerce").fillna(0).astype(int))
-    rows = _one_row_a_case(rows) if table.kind == "survival" else rows.reset_index(drop=True)
-    table = table.subset(rows)
-    fold_of = rows["fold"].to_numpy()
-    folds = tuple(int(f) for f in np.unique(fold_of))
-    score = _scorer(table)
-
-    def both(chosen: NDArray[np.int64]) -> dict[str, float]:
-        per_fold = [score(chosen[fold_of[chosen] == f]) for f in folds]
-        means = {f"mean {name}": _mean([values[name] for values in per_fold]) for name in per_fold[0]}
-        return {**{f"pooled {name}": value for name, value in score(chosen).items()}, **means}
-
-    everything = np.arange(len(rows))
-    per_fold = [score(everything[fold_of == f]) for f in folds]
-    pooled = score(everything)
-    intervals = patient_bootstrap(
-        rows["case_id"].tolist(), fold_of.tolist(), both,
-        resamples=config.bootstrap, confidence=config.confidence, seed=seed,
-    )  # fmt: skip
+    scored = score_table(table, config, training)
+    rows = scored.rows
+    everyone = np.ones((1, len(rows)))
+    values = scored.values(everyone)
+    samples = bootstrap_values(
+        rows["case_id"].tolist(), scored.fold_of.tolist(), scored.values, resamples=config.bootstrap, seed=seed
+    )
+    intervals = {name: percentile_interval(sample, config.confidence) for name, sample in samples.items()}
     metrics = {}
-    for name in pooled:
-        values = [fold[name] for fold in per_fold]
+    for name in scored.names:
+        per_fold = tuple(float(values[f"fold {f} {name}"][0]) for f in scored.folds)
         metrics[name] = MetricSummary(
-            per_fold=tuple(values),
-            mean=_mean(values),
-            sd=_sd(values),
+            per_fold=per_fold,
+            mean=float(values[f"mean {name}"][0]),
+            sd=_sd(per_fold),
             mean_interval=intervals.get(f"mean {name}"),
-            pooled=pooled[name],
+            pooled=float(values[f"pooled {name}"][0]),
             pooled_interval=intervals.get(f"pooled {name}"),
+            stratified=float(values[f"stratified {name}"][0]) if f"stratified {name}" in values else None,
+            stratified_interval=intervals.get(f"stratified {name}"),
         )
+    confusion = _confusion(table.classes, scored, everyone, intervals) if table.kind == "classification" else None
+    survival = None
+    if scored.patients is not None:
+        survival = survival_details(scored.patients, rows, config, trained=bool(training))
+        notes += _held_out_twice(rows)
     return Evaluation(
-        table.kind, "case" if table.kind == "survival" else "slide", slides, rows["case_id"].nunique(), folds,
-        metrics, config.bootstrap, config.confidence, notes,
+        table.kind, scored.unit, sum(map(len, table.slide_ids())), rows["case_id"].nunique(),
+        scored.folds, metrics, config.bootstrap, config.confidence, notes, confusion, survival,
     )  # fmt: skip
 
 
-def _read_notes(path: Path) -> tuple[str, ...]:
+def _held_out_twice(rows: pd.DataFrame) -> tuple[str, ...]:
+    twice = rows["case_id"][rows["case_id"].duplicated()].nunique()
+    if not twice:
+        return ()
+    return (f"{twice} patients are predicted by several folds: risk groups and their tests count them in each",)
+
+
+def read_notes(path: Path) -> tuple[str, ...]:
+    """What a reader of a run's numbers must know; nothing where the file is absent.
+
+    Raises:
+        RunError: the file is something else.
+    """
     if not path.exists():
         return ()
     try:
@@ -151,34 +211,33 @@ def _read_notes(path: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _scorer(table: PredictionTable) -> Callable[[NDArray[np.int64]], dict[str, float]]:
-    """A function from row numbers to metrics."""
-    if table.kind == "classification":
-        labels, probabilities = table.labels, table.probabilities
-        return lambda rows: classification_metrics(labels[rows], probabilities[rows])
-    time, event, risk = (table.rows[c].to_numpy(float) for c in ("time", "event", "risk"))
-    return lambda rows: survival_metrics(time[rows], event[rows] > 0, risk[rows])
+def _confusion(
+    classes: tuple[str, ...],
+    scored: ScoredTable,
+    everyone: NDArray[np.float64],
+    intervals: Mapping[str, tuple[float, float]],
+) -> Confusion:
+    cells = range(len(classes))
+    counts = scored.confusion(everyone)[0]
+    rates = counting.ratio(counts, counts.sum(1, keepdims=True))
+    names = [[f"confusion {i} {j}" for j in cells] for i in cells]
+    return Confusion(
+        classes,
+        tuple(tuple(int(n) for n in row) for row in counts),
+        tuple(tuple(float(r) for r in row) for row in rates),
+        tuple(tuple(intervals[name] for name in row) for row in names) if intervals else None,
+    )
 
 
-def _one_row_a_case(rows: pd.DataFrame) -> pd.DataFrame:
-    """A patient's slides as one row: the mean risk; time and event are the patient's anyway."""
-    grouped = rows.groupby(["fold", "case_id"], sort=False, as_index=False)
-    return grouped.agg({"slide_id": "first", "time": "first", "event": "first", "risk": "mean"})
-
-
-def _mean(values: list[float]) -> float:
-    defined = [v for v in values if not math.isnan(v)]
-    return float(np.mean(defined)) if defined else math.nan
-
-
-def _sd(values: list[float]) -> float:
+def _sd(values: Sequence[float]) -> float:
     defined = [v for v in values if not math.isnan(v)]
     return float(np.std(defined, ddof=1)) if len(defined) > 1 else math.nan
 
 
-def _nan_to_null(value: object) -> object:
+def nan_to_null(value: object) -> object:
+    """A value for JSON, which has neither NaN nor infinity: what is not finite becomes None."""
     if isinstance(value, dict):
-        return {k: _nan_to_null(v) for k, v in value.items()}
+        return {k: nan_to_null(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_nan_to_null(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [nan_to_null(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

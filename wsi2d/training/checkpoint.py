@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from torch import Tensor, nn
 
 from wsi2d.data.bags import FeatureSpec
 from wsi2d.errors import RunError
+from wsi2d.evaluation.curves import Baseline
 from wsi2d.evaluation.predictions import TaskKind
 from wsi2d.files import whole_file
 from wsi2d.models.aggregator import Aggregator
 from wsi2d.models.registry import build_model
+from wsi2d.training.targets import FoldTask
 
 _CARD_KEY = "wsi2d"
 _RESUME_KEY = "wsi2d-resume"
@@ -37,6 +41,7 @@ class ModelCard:
         bin_edges: inner edges of discrete time, in the cohort's unit.
         features: what the features were that it was trained on.
         fold, epoch: which fold, and the epoch (from 1) that validation chose.
+        last_event, log_risk, baseline: as in :class:`wsi2d.training.targets.FoldTask`.
     """
 
     model: dict[str, Any]
@@ -48,6 +53,14 @@ class ModelCard:
     features: FeatureSpec
     fold: int
     epoch: int
+    last_event: float | None = None
+    log_risk: bool = False
+    baseline: Baseline | None = None
+
+    @property
+    def task(self) -> FoldTask:
+        """What its logits mean."""
+        return FoldTask(self.kind, self.classes, self.bin_edges, self.last_event, self.log_risk, self.baseline)
 
 
 @dataclass(frozen=True)
@@ -174,10 +187,28 @@ def _parse_card(metadata: dict[str, str], path: Path) -> ModelCard:
         raise RunError(f"{path}: has no model card; it was not written by `wsi2d train`") from error
     if not (0 < card.in_dim <= _MOST_WIDE and 0 < card.out_dim <= _MOST_WIDE):
         raise RunError(f"{path}: damaged (widths of {card.in_dim} and {card.out_dim}); delete it and train again")
-    outputs = len(card.classes) if card.kind == "classification" else len(card.bin_edges) + 1
+    outputs = card.task.out_dim
     if outputs != card.out_dim:
         raise RunError(f"{path}: damaged ({card.out_dim} logits for {outputs} outputs); delete it and train again")
+    if not _sound_times(card):
+        raise RunError(f"{path}: damaged (survival times or a baseline that do not grow); delete it and train again")
     return card
+
+
+def _sound_times(card: ModelCard) -> bool:
+    """Whether what survival curves are made from can be one: finite, and growing where it must."""
+    if card.kind == "survival" and not (card.bin_edges and _grows(card.bin_edges)):
+        return False
+    if card.last_event is not None and not math.isfinite(card.last_event):
+        return False
+    if card.baseline is None:
+        return True
+    times, hazard = card.baseline.times, card.baseline.log_hazard
+    return len(times) == len(hazard) > 0 and _grows(times) and _grows(hazard, strictly=False)
+
+
+def _grows(values: tuple[float, ...], *, strictly: bool = True) -> bool:
+    return all(map(math.isfinite, values)) and all(a < b if strictly else a <= b for a, b in pairwise(values))
 
 
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -22,14 +24,30 @@ import torch
 from wsi2d.compute import available_cores, resolve_device, torch_threads
 from wsi2d.config import RunConfig
 from wsi2d.config_files import load_run_config
+from wsi2d.data.audit import Audit, audit_cohort
 from wsi2d.data.splits import SlideFold
 from wsi2d.errors import RunError, SplitError
 from wsi2d.evaluation.evaluate import PREDICTIONS_FILE, Evaluation, evaluate
 from wsi2d.evaluation.predictions import Prediction, predictions_frame
-from wsi2d.features.store import feature_path, read_features
+from wsi2d.features.anyones import read_features
+from wsi2d.features.imports.claims import NO_CLAIMS, Claims
+from wsi2d.features.store import feature_path
 from wsi2d.files import make_folder, remove, whole_file, write_text
 from wsi2d.training.fold import RESUME_FILE, check_fold, train_fold
-from wsi2d.training.run import Study, fold_folder, load_study, prepare_run_folder, resolve_sections
+from wsi2d.training.losses.registry import loss_config
+from wsi2d.training.origin import claims_of
+from wsi2d.training.run import (
+    Study,
+    fold_folder,
+    load_study,
+    prepare_run_folder,
+    resolve_sections,
+    splits_of,
+)
+
+logger = logging.getLogger(__name__)
+
+AUDIT_FILE = "audit.json"
 
 
 class TrainProgress:
@@ -53,7 +71,8 @@ def train(config: RunConfig | Path | str, *, progress: TrainProgress | None = No
         progress: told what happens.
 
     Returns:
-        The evaluation, also written to ``metrics.json`` in the run folder ``config.out``.
+        The evaluation, also written to ``metrics.json`` in the run folder ``config.out``. What an audit finds in the
+        splits is warned of, and kept in ``audit.json``.
 
     Raises:
         ConfigError, CohortError, SplitError, FeatureStoreError: the input is unfit; checked before training begins.
@@ -65,9 +84,16 @@ def train(config: RunConfig | Path | str, *, progress: TrainProgress | None = No
     resolve_device(config.training.device)
     study = load_study(config)
     _refuse_leakage(config, study.folds)
+    loss = loss_config(config.training.loss, config.task.kind)
     for fold in study.folds:
-        check_fold(study.cohort, fold, study.store)
+        check_fold(study.cohort, fold, study.store, loss, config.data.bag)
+    report = audit_cohort(
+        study.cohort, splits_of(config), patients_known=config.data.case_column != config.data.slide_column
+    )
+    for line in report.warnings():
+        logger.warning("audit: %s", line)
     prepare_run_folder(config, study)
+    _keep_audit(report, config.out / AUDIT_FILE)
     progress.run_started(study.cohort.describe(), len(study.folds), config.training.epochs)
     todo = []
     for fold in study.folds:
@@ -80,6 +106,13 @@ def train(config: RunConfig | Path | str, *, progress: TrainProgress | None = No
     _run_folds(config, study, todo, progress)
     _join_predictions(config.out, study.folds)
     return evaluate(config.out, config.evaluation, seed=config.seed)
+
+
+def _keep_audit(report: Audit, path: Path) -> None:
+    """Write the report; one that is there already is left alone."""
+    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+    if not (path.is_file() and path.read_bytes() == text.encode()):
+        write_text(path, text)
 
 
 def _run_folds(config: RunConfig, study: Study, todo: Sequence[SlideFold], progress: TrainProgress) -> None:
@@ -178,24 +211,31 @@ def _train_and_write(config: RunConfig, study: Study, fold: SlideFold, progress:
     """Train a fold and keep its predictions; ``predictions.csv`` comes last and says that the fold is done."""
     folder = fold_folder(config.out, fold.index)
     predictions = train_fold(config, study.cohort, fold, study.store, folder, progress.epoch_done)
-    write_attention(predictions, config.data.features, folder / "attention")
+    write_attention(predictions, config.data.features, folder / "attention", claims_of(config.data))
     frame = predictions_frame(predictions, config.task.kind, study.cohort.classes)
     write_text(folder / PREDICTIONS_FILE, frame.to_csv(index=False))
     remove(folder / RESUME_FILE)
 
 
-def write_attention(predictions: Sequence[Prediction], features: Path, folder: Path) -> None:
-    """One HDF5 a slide: ``attention`` float32 ``[N]`` and ``coords`` int32 ``[N, 2]`` level-0 (x, y)."""
+def write_attention(
+    predictions: Sequence[Prediction], features: Path, folder: Path, claims: Claims = NO_CLAIMS
+) -> None:
+    """One HDF5 a slide: ``attention`` float32 ``[N]`` and ``coords`` int32 ``[N, 2]`` level-0 (x, y).
+
+    Attention sums to 1 over a bag: over all slides of a patient where they are joined.
+    """
     make_folder(folder, "check the run folder's permissions and disk")
     for prediction in predictions:
-        grid = read_features(feature_path(features, prediction.slide_id)).grid
-        whole = io.BytesIO()  # HDF5 crashes the process where the disk is full
-        with h5py.File(whole, "w") as file:
-            file["attention"] = prediction.attention
-            file["coords"] = grid.coords
-            file.attrs.update(slide_id=prediction.slide_id, patch_level0=grid.patch_level0)
-        with whole_file(folder / f"{prediction.slide_id}.h5") as partial:
-            partial.write_bytes(whole.getvalue())
+        for slide_id, attention in prediction.attention_by_slide().items():
+            grid = read_features(feature_path(features, slide_id), claims).grid
+            whole = io.BytesIO()  # HDF5 crashes the process where the disk is full
+            with h5py.File(whole, "w") as file:
+                file["attention"] = attention
+                file["coords"] = grid.coords
+                bag_patches = len(prediction.attention)
+                file.attrs.update(slide_id=slide_id, patch_level0=grid.patch_level0, bag_patches=bag_patches)
+            with whole_file(folder / f"{slide_id}.h5") as partial:
+                partial.write_bytes(whole.getvalue())
 
 
 def _join_predictions(out: Path, folds: Sequence[SlideFold]) -> None:
@@ -208,5 +248,6 @@ def _refuse_leakage(config: RunConfig, folds: Sequence[SlideFold]) -> None:
         if fold.leaked_cases and not config.data.allow_leakage:
             raise SplitError(
                 f"fold {fold.index}: {len(fold.leaked_cases)} patients are on two sides (the first is "
-                f"'{fold.leaked_cases[0]}'); mend the splits, or set data.allow_leakage: true and say so"
+                f"'{fold.leaked_cases[0]}'); mend the splits with `wsi2d splits audit --fix`, or set "
+                "data.allow_leakage: true (--allow-leakage) and say so"
             )

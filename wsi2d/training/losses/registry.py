@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from wsi2d.config import Strict, validate
@@ -18,7 +19,7 @@ class Loss(Protocol):
     """Mean loss over a batch."""
 
     def __call__(self, logits: Tensor, targets: Targets) -> Tensor:
-        """Scalar from ``[batch, classes or bins]``."""
+        """Scalar from ``[batch, classes or bins]``, or log-risks ``[batch, 1]``."""
         ...
 
 
@@ -26,6 +27,25 @@ class LossConfig(Strict):
     """Options of a loss, which ``name`` names."""
 
     name: str
+
+
+class RiskSetConfig(LossConfig):
+    """Options of a loss that compares patients. Its models put out one log-risk a bag, in place of hazards."""
+
+    bags: int = Field(
+        16, ge=1, le=65_536, description="bags that are compared, a step; batch_size of them are in memory at a time"
+    )
+    bank: int = Field(
+        0, ge=0, le=65_536, validate_default=True,
+        description="earlier bags of the epoch that are compared as well, with the risks that they had",
+    )  # fmt: skip
+
+    @field_validator("bank")
+    @classmethod
+    def _somebody_to_compare_with(cls, value: int, info: ValidationInfo) -> int:
+        if value == 0 and info.data.get("bags") == 1:
+            raise ValueError("must be 1 or more where bags is 1: a bag alone has nobody to be compared with")
+        return value
 
 
 class LossClass(Protocol):
@@ -48,7 +68,9 @@ class LossClass(Protocol):
 
 LOSSES: dict[str, str] = {
     "cross-entropy": "wsi2d.training.losses.cross_entropy:CrossEntropy",
+    "cox": "wsi2d.training.losses.cox:Cox",
     "nll": "wsi2d.training.losses.nll:DiscreteTimeNLL",
+    "ranking": "wsi2d.training.losses.ranking:Ranking",
 }
 DEFAULT_LOSS: dict[TaskKind, str] = {"classification": "cross-entropy", "survival": "nll"}
 

@@ -1,0 +1,105 @@
+"""Patches elsewhere: what a model that reads places notices, what one that does not cannot, and runs trained so."""
+
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wsi2d.config import Arrangement
+from wsi2d.data.arrangements import ARRANGEMENTS
+from wsi2d.errors import RunError
+from wsi2d.features.store import feature_path
+from wsi2d.training.ablation import ablate
+from wsi2d.training.crossval import train
+from wsi2d.training.predict import load_run_models
+from wsi2d.training.run import open_run
+
+
+def probabilities(table: Path) -> "pd.Series[float]":
+    return pd.read_csv(table).set_index("slide_id")["prob_a"].sort_index()
+
+
+@pytest.fixture(scope="module")
+def own_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run, with its study, to write into."""
+    folder = tmp_path_factory.mktemp("own") / "study"
+    shutil.copytree(finished_run.parent, folder)
+    return folder / finished_run.name
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_a_model_of_the_grid_notices(own_run: Path, name: Arrangement) -> None:
+    found = ablate(own_run, [name])
+    elsewhere = own_run / "ablations" / f"{name}.csv"
+    as_it_was = probabilities(own_run / "predictions.csv")
+    changed = (probabilities(elsewhere) - as_it_was).abs() > 1e-6
+    if name == "drop-empty":
+        assert not changed.any(), "no row or column of these grids is without tissue"
+    else:
+        assert changed.mean() > 0.5
+    assert (found.first, found.second) == (str(own_run), str(elsewhere))
+    assert found.metrics["auc"].mean_interval is not None
+
+
+def test_a_bag_of_patches_does_not(tiny: ModuleType, tmp_path: Path) -> None:
+    path = tiny.write_study(tmp_path, model={"name": "abmil", "dim": 8})
+    train(path)
+    found = ablate(tmp_path / "run", ["flatten", "shuffle-positions", "flip"])
+    elsewhere = tmp_path / "run" / "ablations" / "flip+shuffle-positions+flatten.csv"
+    assert np.allclose(probabilities(elsewhere), probabilities(tmp_path / "run" / "predictions.csv"), atol=1e-6)
+    assert found.metrics["auc"].mean == 0
+    assert found.metrics["auc"].mean_p == 1
+
+
+@pytest.fixture(scope="module")
+def flat_run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on grids flattened to one row, and on slides turned at random."""
+    path: Path = tiny.write_study(
+        tmp_path_factory.mktemp("flat"), data={"arrangement": ["flatten", "rotate"]}, training={"epochs": 3}
+    )
+    train(path)
+    return path.with_name("run")
+
+
+def test_a_run_trained_so_is_asked_so(flat_run: Path) -> None:
+    """Its models see one row wherever they are used, and slides as they lie: turning is for training."""
+    run = open_run(flat_run)
+    own = pd.read_csv(flat_run / "predictions.csv").set_index("slide_id")
+    from wsi2d.data.bags import load_bag
+
+    for slide_id, row in own.iterrows():
+        models = load_run_models(run, [int(row["fold"])], device="cpu")
+        prediction = models.predict(load_bag(feature_path(run.config.data.features, str(slide_id))))
+        assert prediction.scores[0] == pytest.approx(row["prob_a"], abs=1e-6)
+    assert (ablate(flat_run, ["flatten"]).metrics["auc"].mean, len(own)) == (0, 14), "it is flat already"
+    turned = probabilities(flat_run / "ablations" / "flatten.csv"), probabilities(flat_run / "predictions.csv")
+    assert np.allclose(*turned, atol=1e-6)
+    ablate(flat_run, ["rotate"])
+    assert not np.allclose(probabilities(flat_run / "ablations" / "rotate.csv"), turned[1], atol=1e-6)
+
+
+def test_turns_are_drawn_alike_when_a_run_goes_on(flat_run: Path, tiny: ModuleType, tmp_path: Path) -> None:
+    """Interrupted after its first epoch, a fold ends with the same weights."""
+
+    class Stop(Exception):
+        pass
+
+    from wsi2d.training.crossval import TrainProgress
+
+    class StopAfterOne(TrainProgress):
+        def epoch_done(self, fold: int, row: dict[str, float]) -> None:
+            raise Stop
+
+    path = tiny.write_study(tmp_path, data={"arrangement": ["flatten", "rotate"]}, training={"epochs": 3})
+    with pytest.raises(Stop):
+        train(path, progress=StopAfterOne())
+    train(path)
+    assert tiny.result_bytes(tmp_path / "run") == tiny.result_bytes(flat_run)
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no config"):
+        ablate(tmp_path, ["flip"])
