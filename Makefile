@@ -3,6 +3,11 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+# Test files are shared between as many processes as there are cores, four at most.
+AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
+# Tests of Triton kernels, which are interpreted where there is no GPU.
+INTERPRETED := tests/kernels/test_gpu_interpreted.py tests/kernels/test_gpu_parts.py tests/test_benchmarks.py
+INTERPRETED_FAST := tests/kernels/test_gpu_interpreted.py::test_sizes tests/kernels/test_gpu_parts.py
 
 # The first Python from 3.11 to 3.13 on this machine; `make PYTHON=/path/to/python` takes another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -25,10 +30,12 @@ demo: $(BIN)/.installed  ## slides painted, cut, trained on, evaluated and drawn
 test: $(BIN)/.installed  ## lint and the tests that take seconds, with the lines that no test runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not stress" --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest --quiet $(AT_ONCE) $(INTERPRETED_FAST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not slow and not stress" --cov --cov-report=term:skip-covered
 
 slow: $(BIN)/.installed  ## the tests that take longer
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not stress"
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest --quiet $(AT_ONCE) $(INTERPRETED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "slow and not stress"
 
 stress: $(BIN)/.installed  ## commands stopped at many more moments (about 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m stress

@@ -92,6 +92,15 @@ class WriteSlide(Protocol):
     ) -> Path: ...
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of faults, where ``test_faults.py`` was among the tests."""
+    import fault_table
+
+    if fault_table.ROWS:
+        terminalreporter.section("faults")
+        terminalreporter.write("\n".join(fault_table.lines()) + "\n")
+
+
 @pytest.fixture(scope="session")
 def load_module() -> Callable[[str], ModuleType]:
     """Imports a module by its path below this folder: ``load_module("training/tiny_study.py")``."""
@@ -102,6 +111,20 @@ def load_module() -> Callable[[str], ModuleType]:
 def tiny(load_module: Callable[[str], ModuleType]) -> ModuleType:
     """`tiny_study.py`: writes a study that cross-validates in a second."""
     return load_module("training/tiny_study.py")
+
+
+@pytest.fixture(scope="session")
+def handmade(load_module: Callable[[str], ModuleType]) -> ModuleType:
+    """`handmade.py`: writes feature files of any cells and numbers."""
+    return load_module("features/handmade.py")
+
+
+@pytest.fixture
+def skip_without_torchmil(request: pytest.FixtureRequest) -> None:
+    """Leaves out tests whose parameters name a model of torchmil, where that is not installed."""
+    call = getattr(request.node, "callspec", None)
+    if call is not None and "torchmil:" in str(call.params) and importlib.util.find_spec("torchmil") is None:
+        pytest.skip("torchmil is not installed: pip install 'wsi2d[baselines]'")
 
 
 @pytest.fixture(scope="module")

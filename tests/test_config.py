@@ -150,7 +150,7 @@ def test_errors_of_sections(section: Any, values: dict[str, Any], message: str) 
         ({"training": None}, "training: Input should be a valid dictionary"),
         ({"training": {"lr": "fast"}}, "training.lr: Input should be a valid number"),
         ({"evaluation": {"boot": 3}}, "evaluation.boot: unknown key; did you mean 'bootstrap'?"),
-        ({"data": {"cohort": "a", "features": "b"}}, "data.splits: missing"),
+        ({"data": {"cohort": "a", "features": "b"}}, "data: splits: missing"),
         ({"task": {"kind": "classification"}}, "task.label: missing"),
         ({"task": {"kind": "survival", "time": "t"}}, "task.event: missing"),
         ({"task": CLASSES | {"lable": "x"}}, "task.lable: unknown key; did you mean 'label'?"),
@@ -662,3 +662,20 @@ def test_a_configuration_made_in_python_saves_its_relative_paths(
     save_run_config(config, saved)
     again = load_run_config(saved)
     assert (again.out, again.data.cohort) == (tmp_path / "runs" / "a", tmp_path / "cohort.csv")
+
+
+def test_splits_of_a_run_stand_for_those_of_its_preset(tmp_path: Path) -> None:
+    run = {"out": "o", "preset": "bracs", "data": {"cohort": "c.csv", "features": "f"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    assert load_run_config(tmp_path / "run.yaml").data.split_column == "split"
+    config = load_run_config(tmp_path / "run.yaml", ["data.splits=mine"])
+    assert (config.data.splits, config.data.split_column) == (Path("mine").absolute(), None)
+    save_run_config(config, tmp_path / "saved.yaml")
+    assert load_run_config(tmp_path / "saved.yaml").data == config.data
+    with pytest.raises(ConfigError, match=r"data: splits and split_column are both given \(a, b\)"):
+        validate(RunConfig, {**run, "data": {**run["data"], "splits": "a", "split_column": "b"}}, source="x")  # type: ignore[dict-item]
+
+
+def test_a_pattern_of_patients_must_be_one() -> None:
+    with pytest.raises(ConfigError, match=r"case_pattern: must be a regular expression \(.*\), got \("):
+        validate(DataConfig, {"cohort": "a", "features": "b", "splits": "c", "case_pattern": "("}, source="x")

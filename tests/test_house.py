@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib import import_module, metadata, resources
 from pathlib import Path
@@ -30,6 +29,7 @@ STAGES = (
     "evaluation",
     "training",
     "explain",
+    "exports",
     "report",
     "doctor",
     "demo",
@@ -237,8 +237,12 @@ def test_import_brings_in_nothing_heavy() -> None:
 
 def test_optional_packages_are_imported_where_they_are_used() -> None:
     """All modules imported, and still none of what an ordinary machine may lack or what is slow to come."""
-    names = sorted(name for name in package_sources() if name != "wsi2d.cli.main" and "sources" not in name)
-    optional = "openslide triton timm transformers torchmil dask distributed matplotlib tifffile"
+    need_theirs = ("wsi2d.cli.main", "wsi2d.kernels.gpu.")  # an entry point; what exists for triton alone
+    names = sorted(name for name in package_sources() if not name.startswith(need_theirs) and "sources" not in name)
+    optional = (
+        "openslide triton timm transformers huggingface_hub torchmil dask distributed matplotlib tifffile zarr "
+        "numcodecs"
+    )
     code = (
         f"import sys\nfrom importlib import import_module\nfor name in {names}: import_module(name)\n"
         f"print([m for m in '{optional}'.split() if m in sys.modules])"
@@ -263,15 +267,21 @@ print(sorted(m for m in sys.modules if m.startswith("wsi2d") and not m.startswit
     assert run_python(code) == "['wsi2d']\n"
 
 
+def processor_s_of_children() -> float:
+    """Of all that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def test_help_comes_in_under_a_second() -> None:
-    """Best of five, since the machine may be busy; by its own clock, a process's start included."""
+    """A process's start included, in processor time, since the machine may be busy; best of five."""
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = processor_s_of_children()
         done = subprocess.run(
             [sys.executable, "-m", "wsi2d.cli.main", "--help"], capture_output=True, text=True, timeout=60, check=False
         )
-        seconds.append(time.perf_counter() - start)
+        seconds.append(processor_s_of_children() - start)
         assert done.returncode == 0, done.stderr
         assert "extract" in done.stdout
         if seconds[-1] < 1:
@@ -340,8 +350,15 @@ def test_the_search_for_docstrings_finds() -> None:
 
 
 def test_every_module_can_be_imported() -> None:
+    """Where nothing is missing but a package that an extra brings."""
+    declared = metadata.requires("wsi2d") or []
+    extra = {re.split(r"[^\w.-]", line)[0] for line in declared if "extra ==" in line}
     for name in package_sources():
-        assert import_module(name).__name__ == name
+        try:
+            assert import_module(name).__name__ == name
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in extra:
+                raise
 
 
 def test_the_library_never_prints() -> None:

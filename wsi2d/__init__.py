@@ -16,17 +16,27 @@ _EXPORTS = {
     "make_patch_grid": "wsi2d.slides.patching",
     "extract": "wsi2d.features.extract",
     "get_encoder": "wsi2d.features.encoders",
-    "read_features": "wsi2d.features.store",
+    "list_encoders": "wsi2d.features.encoders.status",
+    "Claims": "wsi2d.features.imports.claims",
+    "import_features": "wsi2d.features.imports.importing",
+    "read_features": "wsi2d.features.anyones",
+    "inspect_features": "wsi2d.features.inspection",
     "load_cohort": "wsi2d.data.cohort",
     "make_splits": "wsi2d.data.splits",
     "load_bag": "wsi2d.data.bags",
+    "list_models": "wsi2d.models.catalogue",
     "build_model": "wsi2d.models.registry",
     "Mamba2DBlock": "wsi2d.models.blocks",
     "evaluate": "wsi2d.evaluation.evaluate",
+    "compare": "wsi2d.evaluation.compare",
     "train": "wsi2d.training.crossval",
     "predict": "wsi2d.training.predict",
     "heatmap": "wsi2d.explain.heatmap",
+    "receptive_fields": "wsi2d.explain.receptive_fields",
     "tissue_picture": "wsi2d.explain.tissue_picture",
+    "Thumbnails": "wsi2d.explain.thumbnails",
+    "export": "wsi2d.exports.export",
+    "ExportOptions": "wsi2d.exports.target",
     "make_demo_cohort": "wsi2d.demo.cohort",
 }
 
@@ -37,13 +47,23 @@ if TYPE_CHECKING:
     from wsi2d.data.cohort import load_cohort as load_cohort
     from wsi2d.data.splits import make_splits as make_splits
     from wsi2d.demo.cohort import make_demo_cohort as make_demo_cohort
+    from wsi2d.evaluation.compare import compare as compare
     from wsi2d.evaluation.evaluate import evaluate as evaluate
     from wsi2d.explain.heatmap import heatmap as heatmap
+    from wsi2d.explain.receptive_fields import receptive_fields as receptive_fields
+    from wsi2d.explain.thumbnails import Thumbnails as Thumbnails
     from wsi2d.explain.tissue_picture import tissue_picture as tissue_picture
+    from wsi2d.exports.export import export as export
+    from wsi2d.exports.target import ExportOptions as ExportOptions
+    from wsi2d.features.anyones import read_features as read_features
     from wsi2d.features.encoders import get_encoder as get_encoder
+    from wsi2d.features.encoders.status import list_encoders as list_encoders
     from wsi2d.features.extract import extract as extract
-    from wsi2d.features.store import read_features as read_features
+    from wsi2d.features.imports.claims import Claims as Claims
+    from wsi2d.features.imports.importing import import_features as import_features
+    from wsi2d.features.inspection import inspect_features as inspect_features
     from wsi2d.models.blocks import Mamba2DBlock as Mamba2DBlock
+    from wsi2d.models.catalogue import list_models as list_models
     from wsi2d.models.registry import build_model as build_model
     from wsi2d.slides.discovery import find_slides as find_slides
     from wsi2d.slides.patching import make_patch_grid as make_patch_grid

@@ -7,6 +7,7 @@ and, where there is one, the nearest right name.
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from wsi2d.errors import ConfigError
 
 StrictT = TypeVar("StrictT", bound="Strict")
+BagUnit = Literal["slide", "case"]
+Arrangement = Literal["flip", "rotate", "shuffle-positions", "drop-empty", "flatten"]
 
 
 class Strict(BaseModel):
@@ -114,13 +117,51 @@ class DataConfig(Strict):
 
     cohort: FilePath
     features: FilePath
-    splits: FilePath
+    splits: FilePath | None = Field(None, description="folder of splits_<k>.csv, or one such file")
+    split_column: str | None = Field(None, description="instead: cohort column that holds train, val and test")
     slides: FilePath | None = Field(None, description="folder of slide files, for heatmaps")
     slide_column: str = Field("slide_id", description="cohort column of slide ids")
     case_column: str = Field("case_id", description="cohort column of patients; `slide_id` where there are none")
+    case_pattern: str | None = Field(
+        None, description="regular expression that finds the patient in a slide's id, where the table names none"
+    )
+    bag: BagUnit = Field(
+        "slide",
+        description="what one bag is: a slide, or (case) a patient with all of their slides, of one outcome",
+    )
+    arrangement: tuple[Arrangement, ...] = Field(
+        (), description="where a slide's patches lie instead of where they are (docs/comparisons.md)"
+    )
     missing_features: Literal["error", "skip"] = "error"
+    unknown_ids: Literal["error", "skip"] = Field(
+        "error", description="ids of the splits that the cohort does not have"
+    )
     allow_leakage: bool = Field(False, description="train even though a patient is on two sides of a fold")
     cache_gb: float = Field(2.0, ge=0, description="features kept in memory between epochs, GB")
+    encoder: str | None = Field(
+        None, min_length=1, description="of imported features: the encoder, where their files name none or several"
+    )
+    mpp: float | None = Field(None, gt=0, description="of imported features: µm/px, where their files do not say")
+    patch_px: int | None = Field(None, ge=1, description="of imported features: side of a patch, px, likewise")
+
+    @field_validator("case_pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"must be a regular expression ({error}), got {value}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _splits_in_one_place(self) -> DataConfig:
+        if self.splits is not None and self.split_column is not None:
+            raise ValueError(
+                f"splits and split_column are both given ({self.splits}, {self.split_column}); set one of them to null"
+            )
+        if self.splits is None and self.split_column is None:
+            raise ValueError("splits: missing; give a folder that `wsi2d splits make` wrote, or split_column")
+        return self
 
 
 class ClassificationTask(Strict):
@@ -129,11 +170,19 @@ class ClassificationTask(Strict):
     kind: Literal["classification"] = "classification"
     label: str
     classes: tuple[str, ...] | None = None
+    labels: dict[str, str] | None = Field(
+        None, description="the class that each value of the column means; slides with other values are left out"
+    )
 
     @field_validator("classes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         return tuple(str(v) for v in value) if isinstance(value, list | tuple) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        return {str(k): str(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
     @field_validator("classes")
     @classmethod
@@ -149,7 +198,9 @@ class SurvivalTask(Strict):
     kind: Literal["survival"] = "survival"
     time: str
     event: str
-    bins: int = Field(4, ge=2, le=50, description="discrete-time bins, cut on the training fold's event times")
+    bins: int = Field(
+        4, ge=2, le=50, description="discrete-time bins, cut at quantiles of the training fold's event times"
+    )
 
     @field_validator("event")
     @classmethod
@@ -204,10 +255,21 @@ class TrainingConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """How numbers get their intervals."""
+    """What is computed of predictions, and how numbers get their intervals."""
 
     bootstrap: int = Field(1000, ge=0, le=1_000_000, description="resamples of patients; 0 for none")
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    unit: BagUnit = Field(
+        "slide",
+        description="classification: count slides, or (case) patients by the mean over their slides' probabilities",
+    )
+    ordered: bool = Field(False, description="classes are grades in their order: quadratic kappa as well")
+    at: float | None = Field(
+        None, gt=0, description="time of the survival area and calibration; the median event time if not given"
+    )
+    cut: float | None = Field(
+        None, description="risk above which a patient is in the high group; the training side's median if not given"
+    )
 
 
 class RunConfig(Strict):
@@ -216,6 +278,9 @@ class RunConfig(Strict):
     out: FilePath
     seed: int = Field(0, ge=0, lt=2**32)
     preset: str | None = None
+    published: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="figures that others published on these data, by method and metric"
+    )
     data: DataConfig
     task: Task
     model: dict[str, Any] = Field(default_factory=lambda: {"name": "mamba2d-mil"})
@@ -238,9 +303,10 @@ def validate(model: type[StrictT], values: Mapping[str, Any], *, source: str) ->
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint: the known name nearest to a mistyped one, or the list of all."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{match[0]}'?" if match else f"there are {', '.join(sorted(known))}"
+    """A hint: the known name nearest to a mistyped one, whatever its case, or the list of all."""
+    folded = {each.casefold(): each for each in reversed(known)}
+    match = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
+    return f"did you mean '{folded[match[0]]}'?" if match else f"there are {', '.join(sorted(known))}"
 
 
 def _explain(error: ValidationError, model: type[Strict]) -> str:

@@ -37,8 +37,17 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         apply_override(values, override)
     if values.get("preset") is not None:
         kind = values.get("task", {}).get("kind") if isinstance(values.get("task"), dict) else None
-        values = merge(load_preset(str(values["preset"]), kind), values)
+        preset = load_preset(str(values["preset"]), kind)
+        _one_place_for_splits(preset.get("data"), values.get("data"))
+        values = merge(preset, values)
     return validate(RunConfig, values, source=str(path))
+
+
+def _one_place_for_splits(preset: Any, own: Any) -> None:
+    """Splits that a run names itself stand for those of its preset, wherever they are."""
+    if isinstance(preset, dict) and isinstance(own, Mapping) and (own.get("splits") or own.get("split_column")):
+        preset.pop("splits", None)
+        preset.pop("split_column", None)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -88,13 +97,17 @@ def parse_yaml(text: str) -> Any:
 
 
 def load_preset(name: str, task_kind: str | None) -> dict[str, Any]:
-    """Values of a shipped preset: ``configs/NAME.yaml``, or ``configs/NAME-<task kind>.yaml``."""
+    """Values of a shipped preset: ``configs/NAME.yaml``, or ``configs/NAME-<task kind>.yaml``.
+
+    A preset that names another is laid over it.
+    """
     folder = resources.files("wsi2d.configs")
     known = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
     for candidate in (name, f"{name}-{task_kind}"):
         if candidate in known:
             values: dict[str, Any] = parse_yaml(known[candidate].read_text("utf-8"))
-            return values
+            below = values.pop("preset", None)
+            return values if below is None else merge(load_preset(below, task_kind), values)
     raise ConfigError(f"preset '{name[:60]}': unknown; there are {', '.join(sorted(known))}")
 
 

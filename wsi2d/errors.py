@@ -33,6 +33,10 @@ class FeatureStoreError(Wsi2dError):
     """A feature file that is missing, incomplete, inconsistent or made with other settings."""
 
 
+class ForeignFileError(FeatureStoreError):
+    """A sound HDF5 file that is no feature file of this package's."""
+
+
 class CohortError(Wsi2dError):
     """A cohort table with missing columns, duplicate slides or unusable labels."""
 
@@ -42,8 +46,12 @@ class SplitError(Wsi2dError):
 
 
 class ModelError(Wsi2dError):
-    """A model that is unknown, or weights that do not belong to it."""
+    """A model that needs a package which is not installed."""
 
 
 class RunError(Wsi2dError):
     """A run folder that is missing, unfinished or not the one the command expects."""
+
+
+class ClusterError(Wsi2dError):
+    """A cluster that is not there, goes away, or whose machines do not belong together."""

@@ -30,6 +30,19 @@ def on_one_thread(one_thread: None) -> None:
     """All tests of this folder."""
 
 
+@pytest.fixture(scope="session")
+def harness() -> ModuleType:
+    """`user_commands.py`: commands as processes of their own."""
+    return pytest.importorskip("user_commands", reason="this system has no limits of resources", exc_type=ImportError)
+
+
+@pytest.fixture(scope="module")
+def middling_slides(harness: ModuleType, write_slide: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four slides, each encoded for a while."""
+    folder: Path = harness.paint_slides(tmp_path_factory.mktemp("slides"), "abcd", write_slide, side=700)
+    return folder
+
+
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Runs ``wsi2d`` with arguments, given one by one or as one string: ``cli("evaluate --json", folder)``.

@@ -9,7 +9,7 @@ import pytest
 from wsi2d.demo import pipeline
 from wsi2d.demo.pipeline import DemoProgress, DemoReport, DemoRow
 from wsi2d.evaluation.evaluate import MetricSummary
-from wsi2d.features.extract import SlideOutcome
+from wsi2d.features.outcomes import SlideOutcome
 
 
 def test_table(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

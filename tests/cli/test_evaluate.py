@@ -1,5 +1,6 @@
 """`wsi2d evaluate`: a table, or JSON and nothing else."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -26,7 +27,7 @@ def test_json_alone(cli: Any, run: Path) -> None:
     values = json.loads(result.out)
     assert values["schema"] == "wsi2d-metrics/1"
     assert values["bootstrap"] == 20, "the run's own setting"
-    assert set(values["metrics"]) == {"auc", "f1", "accuracy", "balanced_accuracy"}
+    assert set(values["metrics"]) == {"auc", "f1", "accuracy", "balanced_accuracy", "auprc", "ece"}
 
 
 def test_table(cli: Any, run: Path) -> None:
@@ -64,9 +65,53 @@ def test_survival(cli: Any, tiny: ModuleType, tmp_path: Path) -> None:
     result = cli("evaluate", path.with_name("run"))
     assert result.code == 0
     assert "c_index" in result.out
-    assert "not on one scale, prefer the mean" in " ".join(result.out.split())
-    values = json.loads(cli("evaluate --json", path.with_name("run")).out)
+    words = " ".join(result.out.split())
+    assert "pairs of patients of the same fold" in words
+    assert "not on one scale: of these take mean or stratified, not pooled" in words
+    assert "Stratified by fold: hazard ratio" in words
+    assert all(len(line) <= 80 for line in result.out.splitlines())
+    run = path.with_name("run")
+    values = json.loads(cli("evaluate --json", run).out)
     assert (values["kind"], values["unit"], values["slides"], values["cases"]) == ("survival", "case", 14, 12)
+    assert set(values["metrics"]) == {"c_index", "c_index_uno", "auc_at", "brier_integrated", "observed_expected"}
+    details = values["survival"]
+    assert details["censoring_from"] == "training"
+    assert details["risk_groups"]["cut_from"] == "training"
+    assert "training patients' median of each fold" in " ".join(result.out.split())
+    assert (run / "risk_groups.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((run / "risk_groups.csv").open()))
+    assert [row["group"] for row in rows] == ["low", "high"]
+    assert sum(int(row["patients"]) for row in rows) == 12
+    assert float(rows[1]["p_value"]) == details["risk_groups"]["p_value"]
+    assert float(rows[1]["stratified_p_value"]) == details["risk_groups"]["stratified"]["p_value"]
+    other = json.loads(cli("evaluate --json --at 20 --cut 99", run).out)["survival"]
+    assert (other["at"], other["risk_groups"]["cut_from"], other["risk_groups"]["cuts"]) == (20, "given", [99, 99])
+    assert [group["patients"] for group in other["risk_groups"]["groups"]] == [12, 0]
+    assert other["risk_groups"]["hazard_ratio"] is None
+
+
+def test_a_table_alone(cli: Any, fails: Any, run: Path, tmp_path: Path) -> None:
+    """The run's numbers, but for its own seed's, and nothing is written."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(run / "predictions.csv", alone / "theirs.csv")
+    values = json.loads(cli("evaluate --json --bootstrap 20", alone / "theirs.csv").out)
+    assert values == json.loads((run / "metrics.json").read_text("utf-8"))
+    assert "slides: true by row" in cli("evaluate --bootstrap 5", alone / "theirs.csv").out
+    ordered = json.loads(cli("evaluate --json --ordered --bootstrap 0", alone / "theirs.csv").out)
+    assert "quadratic_kappa" in ordered["metrics"]
+    assert [path.name for path in alone.iterdir()] == ["theirs.csv"]
+    assert "cannot be read" in fails("evaluate", alone / "none.csv")
+
+
+def test_patients_are_counted_where_asked(cli: Any, fails: Any, run: Path) -> None:
+    result = cli("evaluate --unit case --bootstrap 0", run)
+    assert result.code == 0
+    assert "patients: true by row, predicted by column" in " ".join(result.out.split())
+    values = json.loads((run / "metrics.json").read_text("utf-8"))
+    assert (values["unit"], values["slides"], values["cases"]) == ("case", 14, 12)
+    assert sum(sum(row) for row in values["confusion"]["counts"]) == 12
+    assert "unit: Input should be 'slide' or 'case'" in fails("evaluate --unit patient", run)
 
 
 def test_what_is_not_defined_is_a_dash(cli: Any, run: Path) -> None:
@@ -83,6 +128,20 @@ def test_what_is_not_defined_is_a_dash(cli: Any, run: Path) -> None:
 
 def test_mistakes(fails: Any, run: Path, tmp_path: Path) -> None:
     assert "bootstrap" in fails("evaluate --bootstrap -1", run)
+    assert "at" in fails("evaluate --at 0", run)
     assert "no config.yaml" in fails("evaluate", tmp_path)
     (run / "predictions.csv").unlink()
     assert "train it to the end first" in fails("evaluate", run)
+
+
+def test_patches_elsewhere(cli: Any, fails: Any, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run.parent, tmp_path / "study")
+    finished_run = tmp_path / "study" / finished_run.name
+    before = (finished_run / "predictions.csv").read_bytes()
+    result = cli("evaluate --shuffle-positions --flip --bootstrap 10", finished_run)
+    table = finished_run / "ablations" / "flip+shuffle-positions.csv"
+    assert result.code == 0
+    assert f"A: {finished_run}\nB: {table}\n" in result.out
+    assert table.exists()
+    assert (finished_run / "predictions.csv").read_bytes() == before
+    assert "is a table; patches elsewhere need the folder of a run" in fails("evaluate --flip", table)

@@ -70,11 +70,16 @@ def test_each_option_arrives(cli: Any, write_slides: Any, tmp_path: Path, monkey
     config, options = calls.pop()
     assert config == ExtractConfig()
     assert (options["slide_mpp"], options["cohort_mpp"], options["overwrite"]) == (None, None, False)
-    given = "--batch-size 5 --workers 3 --device cpu --encoder histology-stats --slide-mpp 0.4 --overwrite"
+    assert (options["shard"], options["cluster"]) == (None, None)
+    given = "--batch 5 --workers 3 --device cpu --encoder histology-stats --slide-mpp 0.4 --overwrite"
+    given += " --shard 2/3 --cluster local:2"
     assert cli(*base, *given.split(), "--cohort", tmp_path / "cohort.csv").code == 0
     config, options = calls.pop()
     assert config == ExtractConfig(batch_size=5, workers=3, device="cpu")
     assert (options["slide_mpp"], options["cohort_mpp"], options["overwrite"]) == (0.4, {"a": 0.3}, True)
+    assert (str(options["shard"]), options["cluster"]) == ("2/3", "local:2")
+    assert cli(*base, "--batch-size", 9).code == 0
+    assert calls.pop()[0] == ExtractConfig(batch_size=9)
 
 
 def test_slides_without_a_pixel_size(cli: Any, write_slides: Any, tmp_path: Path) -> None:

@@ -15,7 +15,26 @@ import wsi2d
 from wsi2d.cli import console
 from wsi2d.errors import SlideError
 
-VERBS = ["tissue", "extract", "splits", "splits make", "train", "evaluate", "predict", "heatmap", "demo", "doctor"]
+VERBS = [
+    "tissue",
+    "extract",
+    "import",
+    "encoders",
+    "inspect",
+    "export",
+    "splits",
+    "splits make",
+    "models",
+    "train",
+    "evaluate",
+    "compare",
+    "benchmark",
+    "predict",
+    "heatmap",
+    "receptive-field",
+    "demo",
+    "doctor",
+]
 
 
 def test_help_names_every_verb(cli: Any) -> None:
@@ -43,8 +62,10 @@ def test_help_tells_the_defaults(cli: Any, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("COLUMNS", "250")
     text = " ".join(cli("extract --help").out.split())
     default = ExtractConfig()
-    for value in (default.encoder, default.patch.mpp, default.patch.patch_px, default.patch.min_tissue, default.device):
+    for value in (default.encoder, default.patch.min_tissue, default.device):
         assert f"default: {value})" in text
+    for value in (default.patch.mpp, default.patch.patch_px):
+        assert f"default: {value}, or the encoder's own)" in text
     for value in (default.patch.overlap_px, default.workers, default.batch_size):
         assert f"default: {value})" in text
 

@@ -1,5 +1,6 @@
-"""`wsi2d splits make`: both kinds of task, and what cannot be split."""
+"""`wsi2d splits`: folds of both kinds of task, what cannot be split, and the audit of folds of others."""
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -103,3 +104,61 @@ def test_out_that_cannot_be(fails: Any, tmp_path: Path, below: bool) -> None:
     line = fails("splits make", tmp_path / "none.csv", "--label", "x", "--out", out)
     assert line.startswith(f"out {out}: ")
     assert line.endswith("; give another --out")
+
+
+def test_other_ways_to_split(cli: Any, cohort: Path, tmp_path: Path) -> None:
+    result = cli("splits make --label grade --folds 3 --repeats 2 --out", tmp_path / "r", cohort)
+    assert result.code == 0, result.err
+    assert len(read_splits(tmp_path / "r")) == 6
+    result = cli("splits make --label grade --holdout 0.2 --out", tmp_path / "h", cohort)
+    assert result.code == 0, result.err
+    assert [len(fold.test) for fold in read_splits(tmp_path / "h")] == [6]
+    result = cli("splits make --label grade --site-preserving --out", tmp_path / "s", cohort)
+    assert result.code == 2
+    assert "patient 'p0' bears no TCGA barcode that tells the site; leave sites out" in " ".join(result.err.split())
+
+
+# --- audit ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leaky(tmp_path: Path) -> tuple[Path, Path]:
+    """A cohort of three patients, and splits in which one of them is on two sides."""
+    cohort, splits = tmp_path / "cohort.csv", tmp_path / "splits"
+    cohort.write_text("case_id,slide_id,grade\np,p1,a\np,p2,a\nq,q1,b\nr,r1,b\n")
+    splits.mkdir()
+    (splits / "splits_0.csv").write_text(",train,val,test\n0,p1,q1,p2\n1,,,r1\n")
+    return cohort, splits
+
+
+def test_audit_names_shared_patients_and_ends_with_1(cli: Any, leaky: tuple[Path, Path]) -> None:
+    result = cli("splits audit --label grade", *leaky)
+    assert result.code == 1
+    assert "SHARED PATIENTS: 1 (1 in train and test): p\n" in result.out
+    assert "test  2 slides; 2 patients; a 1, b 1" in result.out
+    assert result.out.endswith("\npatients on two sides in fold 0\n")
+
+
+def test_audit_prints_json_alone_and_mends_the_splits(cli: Any, leaky: tuple[Path, Path], tmp_path: Path) -> None:
+    cohort, splits = leaky
+    result = cli("splits audit --json --fix", tmp_path / "fixed", cohort, splits)
+    assert result.code == 1
+    assert json.loads(result.out)["folds"][0]["shared_cases"] == ["p"]
+    assert (tmp_path / "fixed/splits_0.csv").read_text() == ",train,val,test\n0,,q1,p2\n1,,,r1\n"
+    result = cli("splits audit", cohort, tmp_path / "fixed")
+    assert result.code == 0
+    assert result.out.endswith("\nno patient on two sides\n")
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    ("nothing.csv splits", "cohort nothing.csv: no such file"),
+    ("{cohort} nowhere", "splits nowhere: neither a folder or file nor a column"),
+    ("{cohort} {splits} --time t", "survival needs both --time COLUMN and --event COLUMN=VALUE"),
+    ("{cohort} {splits} --time t --event dead", "--event is 'dead', it should be COLUMN=VALUE"),
+])  # fmt: skip
+def test_audit_ends_with_2_where_there_is_nothing_to_look_at(
+    arguments: str, says: str, cli: Any, leaky: tuple[Path, Path]
+) -> None:
+    result = cli("splits audit " + arguments.format(cohort=leaky[0], splits=leaky[1]))
+    assert result.code == 2
+    assert says in " ".join(result.err.split())

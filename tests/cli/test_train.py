@@ -75,7 +75,7 @@ def test_again(cli: Any, tiny: ModuleType, study: Path) -> None:
         ("data.splits=nowhere", "no files splits_0.csv"),
         ("data.features=nowhere", "no slide of the cohort has a feature file here; extract them into it"),
         ("task.label=grade", "no column 'grade'"),
-        ("preset=publishd", "preset 'publishd': unknown; there are demo, published"),
+        ("preset=publishd", "preset 'publishd': unknown; there are bracs, demo, dhmc, kirc"),
         ("training.device=cuda:9", "device 'cuda:9'"),
     ],
 )

@@ -18,7 +18,8 @@ from wsi2d.demo.cohort import ARRANGEMENTS, DemoCohort, make_demo_cohort
 from wsi2d.demo.painting import CELL_PX, MPP
 from wsi2d.evaluation.evaluate import Evaluation, MetricSummary
 from wsi2d.explain.heatmap import heatmap
-from wsi2d.features.extract import ExtractProgress, extract
+from wsi2d.features.extract import extract
+from wsi2d.features.outcomes import ExtractProgress
 from wsi2d.files import write_text
 from wsi2d.slides.discovery import find_slides
 from wsi2d.training.crossval import TrainProgress, train
