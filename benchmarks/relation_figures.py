@@ -37,7 +37,7 @@ class Style:
 
 
 # Colours by M. Okabe and K. Ito, "Color universal design" (2008): told apart with every kind of colour vision.
-_PLANE, _FRONT, _LINE, _LOCAL = "#0072B2", "#009E73", "#D55E00", "#767676"
+_PLANE, _FRONT, _CROSS, _LINE, _LOCAL = "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#767676"
 STYLES = {
     "mamba2d-mil": Style(_PLANE, "-", "o"),
     "mamba2d-1": Style(_PLANE, "-", "^"),
@@ -46,6 +46,7 @@ STYLES = {
     "wavefront": Style(_FRONT, "-.", "v"),
     "both-ways": Style(_LINE, "--", "D"),
     "raster-4": Style(_LINE, "--", "P"),
+    "cross": Style(_CROSS, "--", "s"),
     "raster": Style(_LINE, "--", ">"),
     "serpentine": Style(_LINE, "--", "X"),
     "raster-causal": Style(_LINE, "--", "<"),

@@ -115,6 +115,7 @@ def test_abmil_gate_matters(make_bag: MakeBag, make_model: MakeModel) -> None:
         {"layout": "row", "conv": "none"},
         {"scan_order": "raster", "conv": "none"},
         {"scan_order": "serpentine", "conv": "none"},
+        {"scan_order": "cross", "conv": "none"},
         {"empty": "zero", "conv": "none"},
     ],
     ids=str,
@@ -181,7 +182,7 @@ def test_without_convolution_a_raster_scan_is_that_of_the_flattened_grid(
 ) -> None:
     options, bag = {"conv": "none", "directions": 2, "blocks": 2}, make_bag((4, 5), **DOUBLE)
     raster = make_model(MAMBA | options | {"scan_order": "raster"}, **DOUBLE)
-    for other in ({"layout": "row"}, {"scan_order": "2d"}, {"scan_order": "serpentine"}):
+    for other in ({"layout": "row"}, {"scan_order": "2d"}, {"scan_order": "serpentine"}, {"scan_order": "cross"}):
         model = make_model(MAMBA | options | other, **DOUBLE)
         model.load_state_dict(raster.state_dict())
         apart = (run(model, bag)[0] - run(raster, bag)[0]).abs().max()

@@ -22,6 +22,7 @@ from wsi2d.models.blocks import (
 )
 
 FLIPS = {1: ["--"], 2: ["--", "rc"], 4: ["--", "-c", "r-", "rc"]}
+CROSS_FLIPS = {2: ["--", "--"], 4: ["--", "--", "rc", "rc"]}  # along rows, along columns, and both from the other end
 SHAPES = [(4, 5), (1, 1), (3, 2), (1, 6), (6, 1)]
 
 
@@ -58,9 +59,14 @@ def mixed_by_loops(
     u = loops.silu(convolved_by_loops(loops, mixer, u))
     if scan:
         total = np.zeros_like(u)
-        for k, flip in enumerate(FLIPS[directions]):
+        cross = mixer.scan_order == "cross"
+        for k, flip in enumerate((CROSS_FLIPS if cross else FLIPS)[directions]):
             rows, cols = slice(None, None, -1 if flip[0] == "r" else 1), slice(None, None, -1 if flip[1] == "c" else 1)
-            total += scanned_by_loops(loops, mixer, mixer.scans[0 if shared else k], u[rows, cols])[rows, cols]
+            turned, scan_k = u[rows, cols], mixer.scans[0 if shared else k]
+            if cross and k % 2:
+                turned = turned.swapaxes(0, 1)
+            scanned = scanned_by_loops(loops, mixer, scan_k, turned)
+            total += (scanned.swapaxes(0, 1) if cross and k % 2 else scanned)[rows, cols]
         u = total / directions
     return loops.linear(mixer.out_proj, u * loops.silu(z))
 
@@ -112,6 +118,10 @@ def test_scans_in_one_dimension_equal_loops_on_each_bag_of_a_padded_batch(
     loops: ModuleType, scan_order: str, directions: int, shared: bool, conv: str
 ) -> None:
     mixer = make_mixer(conv=conv, directions=directions, share_directions=shared, scan_order=scan_order)
+    check_against_loops(loops, mixer, directions=directions, shared=shared)
+
+
+def check_against_loops(loops: ModuleType, mixer: Mamba2DMixer, *, directions: int, shared: bool) -> None:
     layout = full_layout(SHAPES)
     grid = torch.randn(*layout.inside.shape, 3, dtype=torch.float64)
     found = loops.array(mixer(grid, layout))
@@ -120,6 +130,19 @@ def test_scans_in_one_dimension_equal_loops_on_each_bag_of_a_padded_batch(
             loops, mixer, loops.array(grid[k, :rows, :cols]), directions=directions, shared=shared
         )
         np.testing.assert_allclose(found[k, :rows, :cols], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("directions", "shared", "conv"), [(2, False, "none"), (4, False, "2d"), (4, True, "raster")])
+def test_cross_scans_equal_loops_on_each_bag_of_a_padded_batch(
+    loops: ModuleType, directions: int, shared: bool, conv: str
+) -> None:
+    mixer = make_mixer(conv=conv, directions=directions, share_directions=shared, scan_order="cross")
+    check_against_loops(loops, mixer, directions=directions, shared=shared)
+
+
+def test_a_cross_scan_needs_two_directions() -> None:
+    with pytest.raises(ConfigError, match=r"^scan_order 'cross' takes 2 or 4 directions, got 1$"):
+        make_mixer(scan_order="cross")
 
 
 def test_block_is_residual_over_a_normalised_grid(loops: ModuleType) -> None:

@@ -14,12 +14,30 @@ ORDERS = {
     ((1, 2), False): [8, 7, 6, 5, 4, 3, 2, 1, 0],
     ((1, 2), True): [8, 7, 6, 3, 4, 5, 2, 1, 0],
 }
+COLUMN_ORDERS = {
+    (): [0, 3, 6, 1, 4, 7, 2, 5, 8],
+    (1,): [6, 3, 0, 7, 4, 1, 8, 5, 2],
+    (1, 2): [8, 5, 2, 7, 4, 1, 6, 3, 0],
+}
 
 
 @pytest.mark.parametrize(("flip", "serpentine"), ORDERS)
 def test_orders_of_a_grid_of_three_by_three(flip: tuple[int, ...], serpentine: bool) -> None:
     inside, shapes = torch.ones(1, 3, 3, dtype=torch.bool), torch.tensor([[3, 3]])
     assert cell_order(inside, shapes, flip, serpentine=serpentine)[0].tolist() == ORDERS[flip, serpentine]
+
+
+@pytest.mark.parametrize("flip", COLUMN_ORDERS)
+def test_orders_by_columns(flip: tuple[int, ...]) -> None:
+    inside = torch.zeros(2, 3, 4, dtype=torch.bool)
+    inside[0, :2, :3] = True
+    inside[1, :3, :3] = True
+    found = cell_order(inside, torch.tensor([[2, 3], [3, 3]]), flip, by_columns=True)
+    wide = [4 * (place // 3) + place % 3 for place in COLUMN_ORDERS[flip]]  # a row of the padded grid has four cells
+    assert found[1, :9].tolist() == wide
+    low = {(): [0, 4, 1, 5, 2, 6], (1,): [4, 0, 5, 1, 6, 2], (1, 2): [6, 2, 5, 1, 4, 0]}[flip]
+    assert found[0, :6].tolist() == low
+    assert found.sort(1).values.tolist() == [list(range(12))] * 2
 
 
 @pytest.mark.parametrize("flip", [(), (1,), (2,), (1, 2)])

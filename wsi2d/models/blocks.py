@@ -25,6 +25,7 @@ DtInit = Literal["mamba", "published"]
 
 RASTER_WIDTH = 4  # of causal convolutions along a sequence
 _FLIPS: dict[int, tuple[tuple[int, ...], ...]] = {1: ((),), 2: ((), (1, 2)), 4: ((), (2,), (1,), (1, 2))}
+_CROSS_FLIPS: dict[int, tuple[tuple[int, ...], ...]] = {2: ((), ()), 4: ((), (), (1, 2), (1, 2))}  # rows, columns, …
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,13 @@ class Mamba2DMixer(nn.Module):
         share_directions: one set of scan parameters for all directions.
         scan: false leaves the convolution alone, a control.
         scan_order: ``2d``; or each direction is a 1D scan of the flipped grid in raster or serpentine order, while the
-            convolution stays what it is: a control.
+            convolution stays what it is: a control. ``cross``: 1D scans along rows and along columns, with two
+            directions forward, with four back as well.
         dt_init: ``mamba`` starts Δ log-uniform in [dt_min, dt_max]; ``published`` with a zero bias, so near 0.69.
 
     Raises:
-        ConfigError: the variable ``WSI2D_SCAN_BACKEND`` names a backend that is not there.
+        ConfigError: the variable ``WSI2D_SCAN_BACKEND`` names a backend that is not there; a cross-scan in one
+            direction.
 
     Source: A. Gu and T. Dao, "Mamba", 2023, for all but the scan; see :mod:`wsi2d.kernels.scan2d` for that.
     """
@@ -117,6 +120,8 @@ class Mamba2DMixer(nn.Module):
         super().__init__()
         if scan:
             refuse_unknown_backend()
+        if scan_order == "cross" and directions not in _CROSS_FLIPS:
+            raise ConfigError(f"scan_order 'cross' takes 2 or 4 directions, got {directions}")
         inner = expand * dim
         self.conv = conv
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
@@ -124,7 +129,8 @@ class Mamba2DMixer(nn.Module):
             self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         elif conv == "raster":
             self.conv1d = nn.Conv1d(inner, inner, RASTER_WIDTH, padding=RASTER_WIDTH - 1, groups=inner)
-        self.flips = _FLIPS[directions] if scan else ()
+        flips = _CROSS_FLIPS if scan_order == "cross" else _FLIPS
+        self.flips = flips[directions] if scan else ()
         self.scan_order = scan_order
         sets = 1 if share_directions else directions
         self.scans = nn.ModuleList(
@@ -150,12 +156,16 @@ class Mamba2DMixer(nn.Module):
             if self.scan_order == "2d":
                 total = total + parameters(u.flip(flip)).flip(flip)
             else:
-                total = total + self._scan_sequence(parameters, u, layout, flip)
+                total = total + self._scan_sequence(parameters, u, layout, k)
         return total / len(self.flips)
 
-    def _scan_sequence(self, parameters: nn.Module, u: Tensor, layout: GridLayout, flip: tuple[int, ...]) -> Tensor:
+    def _scan_sequence(self, parameters: nn.Module, u: Tensor, layout: GridLayout, direction: int) -> Tensor:
         """Each bag's own cells one after the other, its padding after them, where it is never read."""
-        order = cell_order(layout.inside, layout.shapes, flip, serpentine=self.scan_order == "serpentine")
+        order = cell_order(
+            layout.inside, layout.shapes, self.flips[direction],
+            serpentine=self.scan_order == "serpentine",
+            by_columns=self.scan_order == "cross" and direction % 2 == 1,
+        )  # fmt: skip
         scanned = parameters(taken(u.flatten(1, 2), order).unsqueeze(1)).squeeze(1)
         return taken(scanned, order.argsort(1)).view_as(u)
 

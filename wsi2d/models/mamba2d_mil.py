@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wsi2d.models.aggregator import About
 from wsi2d.models.blocks import Convolution, Mamba2DMixer, MixerBlock
@@ -22,8 +22,14 @@ class Mamba2DMILConfig(ScanOptions, GridModelConfig):
     directions: Literal[1, 2, 4] = Field(4, description="scans, by flips of the grid")
     share_directions: bool = Field(False, description="one set of Δ, B, C, A for all directions")
     scan: bool = Field(True, description="false leaves the convolution alone: a control without long range")
-    scan_order: ScanOrder = Field("2d", description="raster, serpentine: 1D scans, the convolution as it is: a control")
+    scan_order: ScanOrder = Field("2d", description="raster, serpentine, cross: 1D scans; controls")
     layout: Literal["grid", "row"] = Field("grid", description="row flattens the grid in raster order: a 1D control")
+
+    @model_validator(mode="after")
+    def _cross_has_two_axes(self) -> Mamba2DMILConfig:
+        if self.scan_order == "cross" and self.directions == 1:
+            raise ValueError("scan_order 'cross' scans rows and columns: directions must be 2 or 4, got 1")
+        return self
 
 
 class Mamba2DMIL(GridModel):

@@ -1,7 +1,8 @@
 """In which order a 1D scan takes the cells of a grid.
 
 Raster is row by row, each from left to right; serpentine turns round at the end of each row, so that cells that follow
-each other always touch.
+each other always touch. A cross-scan has a second raster beside the first, column by column, each from top to bottom
+(Y. Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024, section 4.2).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-ScanOrder = Literal["2d", "raster", "serpentine"]
+ScanOrder = Literal["2d", "raster", "serpentine", "cross"]
 
 
 def reversed_places(lengths: Tensor, size: int) -> Tensor:
@@ -20,14 +21,17 @@ def reversed_places(lengths: Tensor, size: int) -> Tensor:
     return torch.where(place < lengths, lengths - 1 - place, place)
 
 
-def cell_order(inside: Tensor, shapes: Tensor, flip: tuple[int, ...], *, serpentine: bool) -> Tensor:
+def cell_order(
+    inside: Tensor, shapes: Tensor, flip: tuple[int, ...], *, serpentine: bool = False, by_columns: bool = False
+) -> Tensor:
     """Which cell each place of a 1D scan takes; a bag's own cells come first, without those of its padding between.
 
     Args:
         inside: bool ``[batch, height, width]``, true on a bag's own grid.
         shapes: int64 ``[batch, 2]``, rows and columns of each bag's grid.
         flip: axes (1 rows, 2 columns) along which each bag's own grid is flipped before it is scanned.
-        serpentine: every second row, from the second on, is taken backwards.
+        serpentine: every second row, from the second on, is taken backwards; only row by row.
+        by_columns: column by column instead of row by row.
 
     Returns:
         int64 ``[batch, height * width]``, cells counted in raster order on the padded grid.
@@ -40,7 +44,7 @@ def cell_order(inside: Tensor, shapes: Tensor, flip: tuple[int, ...], *, serpent
     row, col = row[:, :, None].expand_as(inside), col[:, None, :].expand_as(inside)
     if serpentine:
         col = torch.where((row % 2 == 1) & inside, cols[:, :, None] - 1 - col, col)
-    place = torch.where(inside, row * width + col, height * width)
+    place = torch.where(inside, col * height + row if by_columns else row * width + col, height * width)
     return place.flatten(1).argsort(dim=1, stable=True)
 
 
