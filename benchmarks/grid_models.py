@@ -52,6 +52,7 @@ CONTENDERS: dict[str, Contender] = {
     "serpentine": Contender("1D scan, serpentine order, 3×3", options={"scan_order": "serpentine", "directions": 1}),
     "both-ways": Contender("1D scans, raster order, both ways, 3×3", options={"scan_order": "raster", "directions": 2}),
     "raster-4": Contender("1D scans, raster order of all four flips, 3×3", options={"scan_order": "raster"}),
+    "one-row": Contender("2D scan and 3×3 on the grid flattened to one row", options={"layout": "row"}),
     "cross": Contender("1D scans, rows and columns, both ways, 3×3", options={"scan_order": "cross"}),
     "mamba2d-causal": Contender("2D scan, four directions, causal raster convolution", options={"conv": "raster"}),
     "mamba2d-1": Contender("2D scan, one direction, 3×3", options={"directions": 1}),

@@ -47,6 +47,7 @@ STYLES = {
     "both-ways": Style(_LINE, "--", "D"),
     "raster-4": Style(_LINE, "--", "P"),
     "cross": Style(_CROSS, "--", "s"),
+    "one-row": Style(_LINE, "--", "d"),
     "raster": Style(_LINE, "--", ">"),
     "serpentine": Style(_LINE, "--", "X"),
     "raster-causal": Style(_LINE, "--", "<"),

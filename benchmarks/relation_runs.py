@@ -32,8 +32,8 @@ STEPS = {"order": 150, "enclosure": 500, "path": 500}  # where they differ from 
 RESULTS = Path(__file__).parent / "results" / "relations.json"
 CELLS = ("marks", "mosaic")
 MODELS = (
-    "order-free", "convolution-deep", "raster-causal", "raster", "serpentine", "both-ways", "cross",
-    "mamba2d-1", "mamba2d-shared", "mamba2d-mil", "wavefront",
+    "order-free", "convolution-deep", "raster-causal", "raster", "serpentine", "both-ways", "one-row",
+    "raster-4", "cross", "mamba2d-1", "mamba2d-shared", "mamba2d-mil", "wavefront",
 )  # fmt: skip
 Row = dict[str, Any]
 
