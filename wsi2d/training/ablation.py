@@ -16,7 +16,7 @@ from wsi2d.files import make_folder, write_text
 from wsi2d.training.fold import check_fold
 from wsi2d.training.inference import predict_all, to_prediction
 from wsi2d.training.losses.registry import loss_config
-from wsi2d.training.run import load_study, open_run
+from wsi2d.training.run import load_study, open_run, refuse_other_data
 
 ABLATIONS_FOLDER = "ablations"
 
@@ -43,7 +43,7 @@ def ablate(
         The differences, elsewhere − as they lie: below 0 where the model did worse.
 
     Raises:
-        RunError: the run is unfinished, or its cohort is no longer what it was trained on.
+        RunError: the run is unfinished, or its splits, cohort or features are no longer what it was trained on.
     """
     opened = open_run(run)
     if not (opened.folder / PREDICTIONS_FILE).exists():
@@ -53,6 +53,7 @@ def ablate(
     both = tuple(name for name in ARRANGEMENTS if name in {*chosen, *own})
     elsewhere = opened.config.model_copy(update={"data": opened.config.data.model_copy(update={"arrangement": both})})
     study = load_study(elsewhere, turned=True)
+    refuse_other_data(elsewhere, study, opened.folder, remedy="put back what it was trained on, or train again")
     loss = loss_config(elsewhere.training.loss, elsewhere.task.kind)
     where, predictions = resolve_device(device), []
     for fold in study.folds:
