@@ -81,6 +81,15 @@ def test_a_run_trained_so_is_asked_so(flat_run: Path) -> None:
     assert not np.allclose(probabilities(flat_run / "ablations" / "rotate.csv"), turned[1], atol=1e-6)
 
 
+def test_what_a_run_was_trained_with_is_said(flat_run: Path) -> None:
+    whole = "the run was trained so (flatten): nothing lies elsewhere, and no difference says anything"
+    assert ablate(flat_run, ["flatten"]).notes[0] == whole
+    assert ablate(flat_run, ["flatten", "flip"]).notes[0] == (
+        "the run was trained so (flatten): the difference is not of that"
+    )
+    assert not any("trained so" in note for note in ablate(flat_run, ["rotate"]).notes), "turned in training alone"
+
+
 def test_turns_are_drawn_alike_when_a_run_goes_on(flat_run: Path, tiny: ModuleType, tmp_path: Path) -> None:
     """Interrupted after its first epoch, a fold ends with the same weights."""
 

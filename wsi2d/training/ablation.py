@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wsi2d.compute import resolve_device
@@ -40,7 +41,8 @@ def ablate(
         device: auto, cpu, cuda or cuda:N.
 
     Returns:
-        The differences, elsewhere − as they lie: below 0 where the model did worse.
+        The differences, elsewhere − as they lie: below 0 where the model did worse. A note says where the run was
+        trained with patches elsewhere in the same way.
 
     Raises:
         RunError: the run is unfinished, or its splits, cohort or features are no longer what it was trained on.
@@ -65,4 +67,14 @@ def ablate(
     make_folder(folder, "check the run folder's permissions and disk")
     out = folder / f"{'+'.join(chosen)}.csv"
     write_text(out, predictions_frame(predictions, study.cohort.task.kind, study.cohort.classes).to_csv(index=False))
-    return compare(opened.folder, out, config or opened.config.evaluation, seed=opened.config.seed)
+    found = compare(opened.folder, out, config or opened.config.evaluation, seed=opened.config.seed)
+    known = [name for name in chosen if name in own]
+    if known:
+        found = replace(found, notes=(_trained_so(known, all_of_it=known == chosen), *found.notes))
+    return found
+
+
+def _trained_so(names: Sequence[Arrangement], *, all_of_it: bool) -> str:
+    """What a reader of the differences must know where a run was trained with some of the arrangements."""
+    result = "nothing lies elsewhere, and no difference says anything" if all_of_it else "the difference is not of that"
+    return f"the run was trained so ({', '.join(names)}): {result}"
