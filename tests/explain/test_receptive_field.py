@@ -18,7 +18,9 @@ pytestmark = pytest.mark.usefixtures("skip_without_torchmil")
 
 MAMBA = {"name": "mamba2d-mil", "dim": 8, "state": 3, "attention_dim": 5}
 SCAN_ALONE = {**MAMBA, "conv": "none"}
-MIXES_LATER = {"torchmil:transmil", "torchmil:transformer-abmil", "torchmil:sm-abmil", "torchmil:patch-gcn"}
+MIXES_LATER = {
+    f"torchmil:{name}" for name in ("transmil", "transformer-abmil", "sm-abmil", "sm-transformer-abmil", "patch-gcn")
+}
 
 EVERY = pytest.mark.parametrize("name", MODELS)
 
