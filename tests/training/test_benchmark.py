@@ -22,6 +22,7 @@ def controls_of(config: RunConfig, name: str, **options: Any) -> dict[str, dict[
     """What each control changes of its model, by its name."""
     section = {"name": name, **options}
     own, *others = benchmark_entries(config.model_copy(update={"model": section}), [name])
+    assert (own.control_of, {entry.control_of for entry in others} | {own.name}) == (None, {own.name})
     return {
         entry.name.removeprefix(f"{own.name}-"): {k: v for k, v in entry.section.items() if v != own.section[k]}
         for entry in others

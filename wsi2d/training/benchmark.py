@@ -29,10 +29,12 @@ TABLE_FILES = ("benchmark.json", "benchmark.csv", "benchmark.md")
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to be trained: its name in the table, and the section ``model`` of its configuration."""
+    """A model to be trained: its name in the table, the section ``model`` of its configuration, and of which other
+    entry it is a control, if it is one."""
 
     name: str
     section: Mapping[str, Any]
+    control_of: str | None = None
 
 
 class BenchmarkProgress:
@@ -87,7 +89,7 @@ def benchmark(
             runs.append(out)
         tables = [read_predictions(run / PREDICTIONS_FILE) for run in runs]
         training = training_outcomes(runs[0]) if config.task.kind == "survival" else {}
-        contestants.append(Contestant(entry.name, tables, _cost(entry, runs), training))
+        contestants.append(Contestant(entry.name, tables, _cost(entry, runs), training, entry.control_of))
     table = score_benchmark(
         contestants, config.evaluation, seeds=seeds, seed=config.seed, published=config.published,
         notes=tuple(dict.fromkeys(notes)),
@@ -113,7 +115,7 @@ def benchmark_entries(config: RunConfig, models: Sequence[str], *, controls: boo
         entries.append(Entry(name.replace(":", "-"), full))
         if controls:
             own = entries[-1].name
-            entries += [Entry(f"{own}-{suffix}", {**full, **change}) for suffix, change in _controls(full).items()]
+            entries += [Entry(f"{own}-{suffix}", {**full, **change}, own) for suffix, change in _controls(full).items()]
     names = [entry.name for entry in entries]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
