@@ -195,7 +195,7 @@ class Benchmark:
 
     def control_cells(self) -> list[tuple[str, ...]]:
         """Each control beside its own model, by the first metric, as texts."""
-        found = []
+        found: list[tuple[str, ...]] = []
         for row in self.rows:
             s = row.scores[self.metrics[0]]
             if row.control_of is not None and s.own_difference is not None:
@@ -329,8 +329,8 @@ def _changes(
         return {pair: _Change(value, None, None, None) for pair, value in zip(pairs, values, strict=True)}
     raw = [bootstrap_p_value(samples[key]) for key in keys]
     intervals = [percentile_interval(samples[key], confidence) for key in keys]
-    each = zip(pairs, values, intervals, raw, holm(raw), strict=True)
-    return {pair: _Change(*of_it) for pair, *of_it in each}
+    changes = [_Change(*of_it) for of_it in zip(values, intervals, raw, holm(raw), strict=True)]
+    return dict(zip(pairs, changes, strict=True))
 
 
 def _score(

@@ -67,11 +67,12 @@ def ablate(
     make_folder(folder, "check the run folder's permissions and disk")
     out = folder / f"{'+'.join(chosen)}.csv"
     write_text(out, predictions_frame(predictions, study.cohort.task.kind, study.cohort.classes).to_csv(index=False))
-    found = compare(opened.folder, out, config or opened.config.evaluation, seed=opened.config.seed)
+    comparison = compare(opened.folder, out, config or opened.config.evaluation, seed=opened.config.seed)
     known = [name for name in chosen if name in own]
     if known:
-        found = replace(found, notes=(_trained_so(known, all_of_it=known == chosen), *found.notes))
-    return found
+        note = _trained_so(known, all_of_it=known == chosen)
+        comparison = replace(comparison, notes=(note, *comparison.notes))
+    return comparison
 
 
 def _trained_so(names: Sequence[Arrangement], *, all_of_it: bool) -> str:
