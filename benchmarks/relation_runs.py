@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -31,6 +32,7 @@ from wsi2d.models.aggregator import Aggregator
 STEPS = {"order": 150, "enclosure": 500, "path": 500}  # where they differ from the default
 RESULTS = Path(__file__).parent / "results" / "relations.json"
 CELLS = ("marks", "mosaic")
+PACKAGES = ("torch", "numpy", "numba")
 MODELS = (
     "order-free", "convolution-deep", "raster-causal", "raster", "serpentine", "both-ways", "one-row",
     "raster-4", "cross", "mamba2d-1", "mamba2d-shared", "mamba2d-mil", "wavefront",
@@ -70,7 +72,7 @@ def cells_of(name: str, side: Side) -> Cells:
 
 
 def make_model(name: str, cells: str, seed: int, settings: Settings) -> Aggregator:
-    """A contender with starting weights of a seed, fitted to the cells' mean and deviation."""
+    """A contender with starting weights of a seed; for mosaics fitted to the cells' mean and deviation."""
     in_dim = cells_of(cells, "train").dim
     budget = settings.budget if cells == "marks" else settings.budget * 3 // 2
     with torch.random.fork_rng():
@@ -155,8 +157,15 @@ def measure(task: str, cells: str, name: str, seed: int, settings: Settings) -> 
     return {
         "task": task, "cells": cells, "model": name, "seed": seed, "weights": trained_weights(model),
         "cpu_s": round(trained_s, 1), "test_cpu_s": round(time.process_time() - start - trained_s, 1),
-        "loss": losses, "correct": answers, **asdict(settings),
+        "loss": losses, "correct": answers, **asdict(settings), "machine": machine(),
     }  # fmt: skip
+
+
+def machine() -> str:
+    """On what it is measured, and with what."""
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    threads = f"{torch.get_num_threads()} thread"
+    return f"{platform.machine()}, {INSTRUCTIONS}, {threads}, Python {platform.python_version()}, {versions}"
 
 
 # --- the file
@@ -168,7 +177,7 @@ def key_of(row: Row) -> tuple[str, str, str, int]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """What was measured so far; nothing where there is no file.
+    """What was measured so far; nothing where there is no file. Where a row does not say on what, the file's head does.
 
     Raises:
         SystemExit: the file is no file of results.
@@ -176,26 +185,29 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     try:
-        rows: list[Row] = json.loads(path.read_text("utf-8"))["runs"]
+        found = json.loads(path.read_text("utf-8"))
+        rows: list[Row] = found["runs"]
         for row in rows:
             key_of(row)
+            row.setdefault("machine", machine_of_head(found))
     except (ValueError, KeyError, TypeError) as error:
         raise SystemExit(f"{path}: no results of this benchmark ({error}); give another --json") from error
     return rows
 
 
+def machine_of_head(found: dict[str, Any]) -> str:
+    """What the head of a file says of the rows that do not say it themselves."""
+    said = [str(found["machine"])] if "machine" in found else []
+    said += [f"Python {found['python']}"] if "python" in found else []
+    return ", ".join([*said, *(f"{package} {found[package]}" for package in PACKAGES if package in found)]) or "unknown"
+
+
 def write_rows(path: Path, rows: list[Row]) -> None:
     """The file anew, complete or not at all."""
-    about = {
-        "machine": f"{platform.machine()}, {INSTRUCTIONS}, {torch.get_num_threads()} thread",
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "numpy", "numba")},
-    }
     lines = ",\n".join("  " + json.dumps(row) for row in sorted(rows, key=lambda row: [str(k) for k in key_of(row)]))
-    head = json.dumps(about, indent=1)[:-2]
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
-        part.write_text(f'{head},\n "runs": [\n{lines}\n ]\n}}\n', "utf-8")
+        part.write_text(f'{{\n "runs": [\n{lines}\n ]\n}}\n', "utf-8")
 
 
 def refuse_other_settings(
@@ -285,6 +297,8 @@ def print_tables(rows: list[Row]) -> None:
                     print(count_line(task, settings["sides"]))
     taken = sum(row["cpu_s"] + row["test_cpu_s"] for row in rows)
     print(f"\n{len(rows)} trainings, {taken:,.0f} s of one core", flush=True)
+    for where, count in Counter(row["machine"] for row in rows).most_common():
+        print(f"{count} on {where}", flush=True)
 
 
 # --- the command

@@ -49,7 +49,7 @@ class Marks:
     dim = DISTRACTOR + _NOISE_CHANNELS
 
     def draw(self, kinds: Kinds, generator: np.random.Generator) -> NDArray[np.float32]:
-        """Cells ``[..., dim]`` of kinds ``[...]``: 1 in the kind's channel, and noise of 0.1 everywhere."""
+        """Cells ``[..., dim]`` of kinds ``[...]``: 1 in the kind's channel, and noise of 0.05 everywhere."""
         cells = _NOISE * generator.standard_normal((*kinds.shape, self.dim), np.float32)
         for kind in (FIRST, SECOND, DISTRACTOR):
             cells[..., kind - 1] += kinds == kind

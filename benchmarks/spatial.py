@@ -20,6 +20,7 @@ import json
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -101,7 +102,7 @@ def fit_once(task: Task, name: str, *, seed: int, fold: int, lr: float) -> Fit:
         "loss": round(functional.cross_entropy(logits, data.labels[test_side]).item(), 5),
         "predicted": "".join(str(c) for c in logits.argmax(1).tolist()),
     }  # fmt: skip
-    return {**found, "accuracy": round(float(right(task, found).mean()), 5)}
+    return {**found, "accuracy": round(float(right(task, found).mean()), 5), "machine": machine()}
 
 
 def right(task: Task, fit: Fit) -> NDArray[np.bool_]:
@@ -116,19 +117,22 @@ def right(task: Task, fit: Fit) -> NDArray[np.bool_]:
 
 
 def read_fits(task: Task) -> list[Fit]:
-    """Fits that are done; ends with one line where they were made with other settings."""
+    """Fits that are done, those that do not say on what with what the file's head says of it; ends with one line where
+    they were made with other settings."""
     if not task.path.exists():
         return []
     found = json.loads(task.path.read_text("utf-8"))
     if found["settings"] != task.settings:
         raise SystemExit(f"{task.path}: was made with other settings, {found['settings']}; give another --out")
     fits: list[Fit] = found["fits"]
+    for fit in fits:
+        fit.setdefault("machine", str(found.get("machine", "unknown")))
     return fits
 
 
 def write_fits(task: Task, fits: list[Fit]) -> None:
     """One fit a line."""
-    head = {"settings": task.settings, "machine": machine()}
+    head = {"settings": task.settings}
     lines = ",\n".join(json.dumps(fit) for fit in fits)
     write_text(task.path, f'{json.dumps(head)[:-1]}, "fits": [\n{lines}\n]}}\n')
 
@@ -200,8 +204,14 @@ def report(task: Task, models: list[str], seeds: list[int]) -> str:
     spent = sum(f["cpu_s"] for f in fits if f["model"] in models)
     return (
         f"{title}, seeds {', '.join(map(str, whole))}; {task.recipe.epochs} epochs in steps of {task.recipe.batch}; "
-        f"{spent / 60:.0f} minutes of CPU in all\n\n{markdown(rows, details, reference)}"
+        f"{spent / 60:.0f} minutes of CPU in all\n\n{markdown(rows, details, reference)}\n\n{machines(fits)}"
     )
+
+
+def machines(fits: list[Fit]) -> str:
+    """A line for each machine with its versions, and how many fits were made there."""
+    counts = Counter(fit["machine"] for fit in fits)
+    return "\n".join(f"{count} fits on {where}" for where, count in counts.most_common())
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

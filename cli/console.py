@@ -246,6 +246,11 @@ def print_benchmark(benchmark: Benchmark) -> None:
             if any(cells[i] for i in columns[1:]):
                 table.add_row(*(escape(cells[i]) for i in columns))
         out.print(table)
+    if controls := benchmark.control_cells():
+        table = plain_table("controls beside their own models", *benchmark.control_header())
+        for cells in controls:
+            table.add_row(*(escape(cell) for cell in cells))
+        out.print(table)
     for line in benchmark.legend():
         out.print(escape(line))
 

@@ -23,7 +23,7 @@ def receptive_field(
     ] = False,
     slides: Annotated[int, typer.Option(help="Slides of a run that are looked at, at most.")] = 64,
     centres: Annotated[int, typer.Option(help="Cells of a slide that are centres: the middle one, then others.")] = 1,
-    probes: Annotated[int, typer.Option(help="Backward passes a centre: more leave less to chance.")] = 1,
+    probes: Annotated[int, typer.Option(help="Backward passes a centre: more leave less to chance.")] = 4,
     folds: Annotated[str | None, typer.Option(help="Whose models, with commas between. (default: all)")] = None,
     features: Annotated[Path | None, typer.Option(help="Folder of feature files. (default: the run's)")] = None,
     reach: Annotated[

@@ -356,6 +356,31 @@ def test_rows_of_other_settings_are_not_mixed_in(runs: ModuleType, tmp_path: Pat
         runs.main([*TINY, "--json", str(results)])
 
 
+def test_each_row_keeps_the_machine_on_which_it_was_measured(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of one head for all its rows is read, and going on elsewhere changes nothing of what it says."""
+    results = tmp_path / "results.json"
+    rows = [runs.measure("order", "marks", "order-free", seed, runs.Settings(steps=1, tested=32)) for seed in (0, 1)]
+    first, second = ({key: value for key, value in row.items() if key != "machine"} for row in rows)
+    head = {"machine": "x86_64, 1 thread", "python": "3.10.0", "torch": "2.0", "numpy": "1.9", "numba": "0.5"}
+    results.write_text(json.dumps({**head, "runs": [first]}), "utf-8")
+    (kept,) = runs.read_rows(results)
+    assert kept["machine"] == "x86_64, 1 thread, Python 3.10.0, torch 2.0, numpy 1.9, numba 0.5"
+    monkeypatch.setattr(runs, "machine", lambda: "another")
+    runs.write_rows(results, [kept, {**second, "machine": runs.machine()}])
+    found = runs.read_rows(results)
+    assert [row["machine"] for row in found] == [kept["machine"], "another"]
+    runs.print_tables(found)
+    assert capsys.readouterr().out.endswith(f"\n1 on {kept['machine']}\n1 on another\n")
+
+
+def test_a_measurement_says_on_what(runs: ModuleType) -> None:
+    row = runs.measure("order", "marks", "order-free", 0, runs.Settings(steps=1, tested=32))
+    assert row["machine"] == runs.machine()
+    assert f"torch {runs.version('torch')}" in row["machine"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"runs": [{"task": 1}]}', "{"])
 def test_files_of_something_else_are_refused(runs: ModuleType, tmp_path: Path, text: str) -> None:
     results = tmp_path / "results.json"

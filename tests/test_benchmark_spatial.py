@@ -363,6 +363,25 @@ def test_a_run_prints_every_model_and_goes_on(
         tiny.main([*ARGUMENTS, "--epochs", "2", "--out", str(tmp_path)])
 
 
+def test_each_fit_keeps_the_machine_on_which_it_was_made(
+    tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of one head for all its fits is read, and going on elsewhere changes nothing of what it says."""
+    command = ["--data", "digits", "--models", "order-free", "--folds", "2", "--epochs", "1", "--out", str(tmp_path)]
+    path = tmp_path / "spatial-digits.json"
+    tiny.main([*command, "--seeds", "0"])
+    kept = json.loads(path.read_text("utf-8"))
+    for fit in kept["fits"]:
+        del fit["machine"]
+    path.write_text(json.dumps({"settings": kept["settings"], "machine": "an old one", "fits": kept["fits"]}), "utf-8")
+    monkeypatch.setattr(tiny, "machine", lambda: "a new one")
+    capsys.readouterr()
+    tiny.main([*command, "--seeds", "0,1"])
+    found = json.loads(path.read_text("utf-8"))["fits"]
+    assert [fit["machine"] for fit in found] == ["an old one"] * 2 + ["a new one"] * 2
+    assert capsys.readouterr().out.strip().endswith("2 fits on an old one\n2 fits on a new one")
+
+
 def test_a_run_stops_where_its_time_is_used(
     tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

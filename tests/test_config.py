@@ -272,6 +272,13 @@ def test_nearest() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"), [("clam", "x:clam-sb"), ("DTFD", "x:dtfd"), ("abmil", "abmil"), ("x:ab-mil", "x:abmil")]
+)
+def test_nearest_without_what_stands_before_a_colon(name: str, meant: str) -> None:
+    assert nearest(name, ["mamba-mil", "abmil", "x:abmil", "x:clam-sb", "x:dtfd"]) == f"did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize(
     ("event", "column", "value"),
     [("status=dead", "status", "dead"), ("c=0", "c", "0"), ("vital=1:DECEASED=x", "vital", "1:DECEASED=x")],
 )

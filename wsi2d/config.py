@@ -303,8 +303,12 @@ def validate(model: type[StrictT], values: Mapping[str, Any], *, source: str) ->
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint: the known name nearest to a mistyped one, whatever its case, or the list of all."""
-    folded = {each.casefold(): each for each in reversed(known)}
+    """A hint: the known name nearest to a mistyped one, whatever its case, or the list of all.
+
+    What stands before a colon may be left out: ``abmil`` is near ``torchmil:abmil``.
+    """
+    folded = {each.casefold().rpartition(":")[2]: each for each in reversed(known)}
+    folded |= {each.casefold(): each for each in reversed(known)}
     match = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
     return f"did you mean '{folded[match[0]]}'?" if match else f"there are {', '.join(sorted(known))}"
 

@@ -57,6 +57,16 @@ def test_shuffled_positions() -> None:
     assert picture_of(arrange(other, ["shuffle-positions"])) != picture_of(shuffled)
 
 
+def test_a_shuffle_is_the_same_in_every_epoch() -> None:
+    """Which patch lies where is fixed, so that a model sees in training what it is tested on; turns are drawn anew."""
+    bag = bag_of(["abcdef", "ghij.k"])
+    shuffled = arrange(bag, ["shuffle-positions"])
+    for draw in range(8):
+        assert picture_of(arrange(bag, ["shuffle-positions"], draw=draw)) == picture_of(shuffled)
+        both = arrange(bag, ["flip", "rotate", "shuffle-positions"], draw=draw)
+        assert picture_of(both) == picture_of(arrange(shuffled, ["flip", "rotate"], draw=draw))
+
+
 def test_every_turn_is_drawn() -> None:
     bag = bag_of(SLIDE)
     turns = {tuple(picture_of(arrange(bag, ["flip", "rotate"], draw=k))) for k in range(80)}

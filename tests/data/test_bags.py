@@ -108,6 +108,12 @@ def test_bag_checks_its_places(index: list[list[int]]) -> None:
         GridBag("a", torch.zeros(1, 4), torch.tensor(index), (2, 3))
 
 
+def test_two_patches_in_one_cell_are_refused() -> None:
+    index = torch.tensor([[0, 1], [1, 2], [1, 0], [1, 2]])
+    with pytest.raises(FeatureStoreError, match=r"^slide 'a': two patches lie in one cell, row 1, column 2$"):
+        GridBag("a", torch.zeros(4, 4), index, (2, 3))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

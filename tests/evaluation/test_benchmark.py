@@ -124,6 +124,60 @@ def test_what_is_better_is_found_and_what_is_not_is_not(three: Benchmark) -> Non
     assert (same.difference, same.p_value, same.p_corrected) == (0, 1, 1)
 
 
+@pytest.fixture
+def controlled(tables: dict[str, PredictionTable]) -> Benchmark:
+    """A model that is not the first, and its control."""
+    model = contestant("model", tables["strong-0"], tables["strong-1"])
+    control = Contestant("model-less", [tables["weak-0"], tables["weak-1"]], model.cost, {}, "model")
+    contestants = [contestant("first", tables["weak-0"], tables["weak-1"]), model, control]
+    return score_benchmark(contestants, CONFIG, seeds=[0, 1])
+
+
+def test_a_control_is_compared_with_its_own_model(controlled: Benchmark) -> None:
+    first, model, control = (row.scores["auc"] for row in controlled.rows)
+    assert (first.own_difference, model.own_difference, model.own_p_value) == (None, None, None)
+    assert control.difference == 0
+    assert model.difference is not None
+    assert model.difference_interval is not None
+    assert control.own_difference == pytest.approx(-model.difference)
+    assert control.own_interval == pytest.approx([-v for v in model.difference_interval[::-1]])
+    assert (model.p_value, control.own_p_value) == pytest.approx((2 / 201, 2 / 201))
+    assert (model.p_corrected, control.own_p_corrected) == pytest.approx((6 / 201, 6 / 201)), "three comparisons"
+
+
+def test_tables_of_controls(controlled: Benchmark, three: Benchmark) -> None:
+    lines = controlled.to_markdown().splitlines()
+    assert lines[5:8:2] == ["", "|---|---|---|---|"]
+    assert lines[6] == "| control | of | auc, difference [95%] | p |"
+    control = controlled.rows[2].scores["auc"]
+    assert lines[8].startswith(f"| model-less | model | {control.own_difference:+.3f} [")
+    assert "| control |" not in three.to_markdown()
+    rows = {row["model"]: row for row in csv.DictReader(io.StringIO(controlled.to_csv())) if row["metric"] == "auc"}
+    assert (rows["model"]["control_of"], rows["model"]["own_difference"]) == ("", "")
+    assert rows["model-less"]["control_of"] == "model"
+    assert float(rows["model-less"]["own_difference"]) == control.own_difference
+    assert [float(rows["model-less"][f"own_{end}"]) for end in ("low", "high")] == list(control.own_interval or ())
+
+
+def test_a_control_of_the_first_is_one_comparison(tables: dict[str, PredictionTable]) -> None:
+    model = contestant("model", tables["strong-0"])
+    control = Contestant("model-less", [tables["weak-0"]], model.cost, {}, "model")
+    found = score_benchmark([model, control], CONFIG, seeds=[0])
+    score = found.rows[1].scores["auc"]
+    assert found.comparisons == 1
+    assert (score.own_difference, score.own_p_corrected) == (score.difference, score.p_corrected)
+
+
+def test_the_least_p_is_said(three: Benchmark, tables: dict[str, PredictionTable]) -> None:
+    """Two comparisons, 200 resamples."""
+    assert (
+        "p is corrected for 2 comparisons (Holm 1979), and with these resamples never below 0.02." in three.legend()[0]
+    )
+    none = CONFIG.model_copy(update={"bootstrap": 0})
+    plain = score_benchmark([contestant(n, tables["weak-0"]) for n in "ab"], none, seeds=[0])
+    assert plain.legend()[0].endswith("p is corrected for 1 comparisons (Holm 1979).")
+
+
 def test_tables_say_the_same(three: Benchmark) -> None:
     values = json.loads(three.to_json())
     rows = list(csv.DictReader(io.StringIO(three.to_csv())))

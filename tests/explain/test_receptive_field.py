@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_models import random_bag, random_model
-from torch import Tensor
+from random_models import IN_DIM, random_bag, random_model
+from torch import Tensor, nn
 
 from wsi2d.data.bags import GridBag, collate
 from wsi2d.errors import ConfigError, FeatureStoreError, ModelError
@@ -18,7 +18,9 @@ pytestmark = pytest.mark.usefixtures("skip_without_torchmil")
 
 MAMBA = {"name": "mamba2d-mil", "dim": 8, "state": 3, "attention_dim": 5}
 SCAN_ALONE = {**MAMBA, "conv": "none"}
-MIXES_LATER = {"torchmil:transmil", "torchmil:transformer-abmil", "torchmil:sm-abmil", "torchmil:patch-gcn"}
+MIXES_LATER = {
+    f"torchmil:{name}" for name in ("transmil", "transformer-abmil", "sm-abmil", "sm-transformer-abmil", "patch-gcn")
+}
 
 EVERY = pytest.mark.parametrize("name", MODELS)
 
@@ -141,6 +143,31 @@ def test_the_estimate_tends_to_the_norm_of_the_jacobian(name: str) -> None:
     found = field.gradient[[places[tuple(o)] for o in (bag.index - bag.index[centre]).tolist()]]
     clear = expected.numpy() > 1e-5 * float(expected.max())
     np.testing.assert_allclose(found[clear], expected.numpy()[clear], rtol=0.25)
+
+
+class RankOne(nn.Module):
+    """An embedding whose Jacobian by each patch is one outer product."""
+
+    standardise = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.inwards, self.outwards = (torch.randn(n, generator=generator) for n in (IN_DIM, 16))
+
+    def patch_outputs(self, batch: Any) -> Tensor:
+        return (batch.features @ self.inwards)[:, None] * self.outwards
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, 0.94), ({"probes": 1}, 0.798), ({"probes": 8}, 0.969)])
+def test_how_much_too_small_the_root_of_an_estimate_is(options: dict[str, int], expected: float) -> None:
+    """√(χ²ₙ/n) of n normal numbers, which a sum of many random signs all but is."""
+    model: Any = RankOne()
+    one = torch.zeros(1, 2, dtype=torch.long)
+    bags = [GridBag(f"s{k}", torch.randn(1, IN_DIM), one, (1, 1)) for k in range(2000)]
+    field = receptive_field(model, bags, batch_size=200, **options)
+    norm = float(model.inwards.norm() * model.outwards.norm())
+    assert field.gradient[0] / norm == pytest.approx(expected, abs=0.02)
 
 
 def test_features_count_in_units_of_their_deviation() -> None:

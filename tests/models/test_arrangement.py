@@ -144,6 +144,17 @@ def test_a_grid_that_memory_cannot_hold_is_refused_before_it_is_made(name: str, 
         answer(make_model({"name": name, "dim": 8}), far)
 
 
+def test_memory_is_that_of_the_grids_as_they_are_laid(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tall and a wide slide in one batch are padded to a square; as rows they are as long as each other."""
+    monkeypatch.setattr("wsi2d.models.grid_model.free_memory", lambda device: 2**29)
+    shapes = [(2000, 1), (1, 2000)]
+    bags = [GridBag("x", torch.randn(2, 6), torch.tensor([[0, 0], [r - 1, c - 1]]), (r, c)) for r, c in shapes]
+    section = {"name": "m2d-mil", "dim": 8, "state": 1, "scans": 0}
+    with pytest.raises(MemoryError, match=r"^grids of 2 × 2000×2000 cells need 4 GB, 1 GB are free$"):
+        make_model(section)(collate(bags))
+    assert make_model({**section, "layout": "row"})(collate(bags)).logits.shape == (2, 3)
+
+
 @pytest.mark.parametrize("name", names_that_see("set", "sequence", "graph"))
 def test_gaps_cost_nothing_where_they_are_left_out(name: str, make_model: MakeModel) -> None:
     far = GridBag("x", torch.randn(2, 6), torch.tensor([[0, 0], [2**21 - 1, 2**21 - 1]]), (2**21, 2**21))

@@ -70,6 +70,7 @@ def test_values_of_options() -> None:
     ("asked", "message"),
     [
         ({"name": "mamba-mill"}, "model 'mamba-mill' is unknown; did you mean 'mamba-mil'?"),
+        ({"name": "clam"}, "model 'clam' is unknown; did you mean 'torchmil:clam-sb'?"),
         ({"name": "torchmil:ab-mil"}, "model 'torchmil:ab-mil' is unknown; did you mean 'torchmil:abmil'?"),
         ({"name": "mean", "in_dim": 0}, "the width of an embedding must be from 1 to 1048576, got 0"),
         ({"name": "mean", "out_dim": 2**21}, "the number of classes must be from 1 to 1048576, got 2097152"),

@@ -45,7 +45,7 @@ print(json.dumps([peak() - before, float(output.attention.sum()), bool(finite)])
 WIDTHS = 120
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "torchmil:transformer-abmil"])
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.endswith("transformer-abmil")])
 def test_memory_of_training_is_bounded(name: str, skip_without_torchmil: None) -> None:
     asked = json.dumps([name, SIDE, PATCHES, DIM, IN_DIM])
     done = subprocess.run([sys.executable, "-c", CODE, asked], capture_output=True, text=True, timeout=550, check=False)

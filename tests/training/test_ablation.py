@@ -81,6 +81,15 @@ def test_a_run_trained_so_is_asked_so(flat_run: Path) -> None:
     assert not np.allclose(probabilities(flat_run / "ablations" / "rotate.csv"), turned[1], atol=1e-6)
 
 
+def test_what_a_run_was_trained_with_is_said(flat_run: Path) -> None:
+    whole = "the run was trained so (flatten): nothing lies elsewhere, and no difference says anything"
+    assert ablate(flat_run, ["flatten"]).notes[0] == whole
+    assert ablate(flat_run, ["flatten", "flip"]).notes[0] == (
+        "the run was trained so (flatten): the difference is not of that"
+    )
+    assert not any("trained so" in note for note in ablate(flat_run, ["rotate"]).notes), "turned in training alone"
+
+
 def test_turns_are_drawn_alike_when_a_run_goes_on(flat_run: Path, tiny: ModuleType, tmp_path: Path) -> None:
     """Interrupted after its first epoch, a fold ends with the same weights."""
 
@@ -103,3 +112,56 @@ def test_turns_are_drawn_alike_when_a_run_goes_on(flat_run: Path, tiny: ModuleTy
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no config"):
         ablate(tmp_path, ["flip"])
+
+
+@pytest.fixture
+def stale_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A run that has moved since, with a study of its own beside it to spoil."""
+    shutil.copytree(finished_run.parent, tmp_path / "study")
+    return (tmp_path / "study" / "run").rename(tmp_path / "study" / "moved")
+
+
+def test_a_run_that_has_moved_is_asked(stale_run: Path) -> None:
+    assert ablate(stale_run, ["flip"]).first == str(stale_run)
+
+
+@pytest.mark.parametrize("now", ["a third class", "another class", "another label"])
+def test_another_cohort_is_refused(stale_run: Path, now: str) -> None:
+    cohort = stale_run.with_name("cohort.csv")
+    text = cohort.read_text("utf-8")
+    old, new = {
+        "a third class": ("p02,a", "p02,c"),
+        "another class": (",b,", ",z,"),
+        "another label": ("p02,a", "p02,b"),
+    }[now]
+    cohort.write_text(text.replace(old, new), "utf-8")
+    with pytest.raises(RunError) as error:
+        ablate(stale_run, ["flip"])
+    line = str(error.value)
+    assert line.startswith(f"run {stale_run}: began with other slides, labels or features than there are now")
+    assert line.endswith("; put back what it was trained on, or train again")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("width", "encoder", "said"),
+    [(5, "tiny", "dim 5, not 8"), (8, "other", "encoder other, not tiny")],
+    ids=["width", "encoder"],
+)
+def test_other_features_are_refused(stale_run: Path, tiny: ModuleType, width: int, encoder: str, said: str) -> None:
+    features = stale_run.with_name("features")
+    for row in tiny.read_table(stale_run / "cohort.csv"):
+        values = np.ones((int(row["patches"]), width), np.float32)
+        tiny.write_features(features, row["slide_id"], values, encoder=encoder)
+    with pytest.raises(RunError) as error:
+        ablate(stale_run, ["flip"])
+    assert str(error.value) == (
+        f"run {stale_run}: began with other features, {features} has {said}; "
+        "put back what it was trained on, or train again"
+    )
+
+
+def test_other_splits_are_refused(stale_run: Path, tiny: ModuleType) -> None:
+    tiny.write_fold(stale_run.with_name("splits"), 0, train=["p02"], val=["p03"], test=["p04"])
+    with pytest.raises(RunError, match=r"began with other splits than .*; put back what it was trained on"):
+        ablate(stale_run, ["flip"])

@@ -26,7 +26,7 @@ def arrange(bag: GridBag, arrangements: Sequence[Arrangement], *, seed: int = 0,
 
     - ``flip``: left and right change sides.
     - ``rotate``: a quarter turn clockwise.
-    - ``shuffle-positions``: the same cells hold tissue, and which patch lies in which is drawn.
+    - ``shuffle-positions``: the same cells hold tissue, and which patch lies in which is drawn, once for all.
     - ``drop-empty``: rows and columns without tissue are left out; with ``flatten`` all empty cells.
     - ``flatten``: one row, cells in raster order.
 
@@ -35,33 +35,37 @@ def arrange(bag: GridBag, arrangements: Sequence[Arrangement], *, seed: int = 0,
     Args:
         bag: with one patch or more, at most one a cell.
         arrangements: which.
-        seed: of what is drawn, together with the slide's id.
+        seed: of what is drawn, together with the slide's id; nothing else decides on ``shuffle-positions``.
         draw: where it is given, ``flip`` mirrors along neither, one or both axes and ``rotate`` turns by none to three
             quarters, drawn from it, ``seed`` and the slide's id.
     """
     if not arrangements:
         return bag
     index, (rows, cols) = bag.index, bag.shape
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {draw} {bag.slide_id}".encode()))
+    once, anew = (torch.Generator().manual_seed(_seed_of(seed, number, bag)) for number in (None, draw))
     for name in ARRANGEMENTS:
         if name not in arrangements:
             continue
         if name == "flip":
-            down, across = (False, True) if draw is None else _drawn(generator, 2, 2)
+            down, across = (False, True) if draw is None else _drawn(anew, 2, 2)
             index = torch.stack(
                 [rows - 1 - index[:, 0] if down else index[:, 0], cols - 1 - index[:, 1] if across else index[:, 1]], 1
             )
         elif name == "rotate":
-            for _ in range(1 if draw is None else _drawn(generator, 4, 1)[0]):
+            for _ in range(1 if draw is None else _drawn(anew, 4, 1)[0]):
                 index, (rows, cols) = torch.stack([index[:, 1], rows - 1 - index[:, 0]], 1), (cols, rows)
         elif name == "shuffle-positions":
-            index = index[torch.randperm(len(index), generator=generator)]
+            index = index[torch.randperm(len(index), generator=once)]
         elif name == "drop-empty":
             index, (rows, cols) = _without_empty(index, flat="flatten" in arrangements)
         else:
             index = torch.stack([torch.zeros_like(index[:, 0]), index[:, 0] * cols + index[:, 1]], 1)
             rows, cols = 1, rows * cols
     return replace(bag, index=index, shape=(rows, cols))
+
+
+def _seed_of(seed: int, draw: int | None, bag: GridBag) -> int:
+    return zlib.crc32(f"{seed} {draw} {bag.slide_id}".encode())
 
 
 def _drawn(generator: torch.Generator, below: int, count: int) -> list[int]:

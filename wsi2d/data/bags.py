@@ -29,7 +29,7 @@ class GridBag:
     Attributes:
         slide_id: the slide.
         features: float32 ``[N, D]``, in the feature file's order.
-        index: int64 ``[N, 2]``, (row, col) on the grid cropped to the tissue's bounding box.
+        index: int64 ``[N, 2]``, (row, col) on the grid cropped to the tissue's bounding box; one patch a cell at most.
         shape: rows and columns of that grid.
     """
 
@@ -48,6 +48,11 @@ class GridBag:
             raise FeatureStoreError(
                 f"slide '{self.slide_id}': a patch lies outside its grid of {self.shape[0]}×{self.shape[1]}"
             )
+        cells = (self.index[:, 0] * self.shape[1] + self.index[:, 1]).sort().values
+        twice = cells[1:][cells[1:] == cells[:-1]]
+        if len(twice):
+            row, col = divmod(int(twice[0]), self.shape[1])
+            raise FeatureStoreError(f"slide '{self.slide_id}': two patches lie in one cell, row {row}, column {col}")
         if not torch.isfinite(self.features).all():
             raise FeatureStoreError(f"slide '{self.slide_id}': features hold NaN or infinity")
 

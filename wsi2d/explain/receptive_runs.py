@@ -19,7 +19,7 @@ from wsi2d.data.arrangements import TURNS
 from wsi2d.data.bags import FeatureSpec, GridBag
 from wsi2d.errors import ConfigError, FeatureStoreError, RunError
 from wsi2d.evaluation.evaluate import PREDICTIONS_FILE
-from wsi2d.explain.receptive_field import OffsetSums, ReceptiveField, add_gradients
+from wsi2d.explain.receptive_field import PROBES, OffsetSums, ReceptiveField, add_gradients
 from wsi2d.explain.receptive_summary import FieldSummary, summarise
 from wsi2d.files import write_text
 from wsi2d.models.aggregator import Aggregator
@@ -45,7 +45,7 @@ class FieldOptions:
 
     slides: int | None = 64
     centres: int = 1
-    probes: int = 1
+    probes: int = PROBES
     seed: int = 0
 
     def __post_init__(self) -> None:

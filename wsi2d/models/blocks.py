@@ -68,11 +68,16 @@ def grid_layout(batch: BagBatch, *, flatten: bool = False) -> GridLayout:
     rows, cols, shapes = batch.index[:, 0], batch.index[:, 1], batch.shapes
     if flatten:
         rows, cols = torch.zeros_like(rows), rows * shapes[batch.bag, 1] + cols
-        shapes = torch.stack([torch.ones_like(shapes[:, 0]), shapes.prod(1)], 1)
+        shapes = row_shapes(shapes)
     height, width = shapes.amax(0).tolist()
     row_inside = torch.arange(height, device=shapes.device)[None] < shapes[:, :1]
     col_inside = torch.arange(width, device=shapes.device)[None] < shapes[:, 1:]
     return GridLayout(batch.bag, rows, cols, row_inside[:, :, None] & col_inside[:, None, :], shapes)
+
+
+def row_shapes(shapes: Tensor) -> Tensor:
+    """Rows and columns ``[batch, 2]`` of grids of these shapes, each flattened to one row."""
+    return torch.stack([torch.ones_like(shapes[:, 0]), shapes.prod(1)], 1)
 
 
 class Mamba2DMixer(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsi2d.data.bags import BagBatch
 from wsi2d.kernels.scan2d import free_memory
 from wsi2d.models.aggregator import Embedded
-from wsi2d.models.blocks import AttentionPool, GridLayout, grid_layout
+from wsi2d.models.blocks import AttentionPool, GridLayout, grid_layout, row_shapes
 from wsi2d.models.patch_model import AttentionModel, PatchModelConfig
 
 # Numbers a cell that a forward pass holds at once at least, in widths of the model; mamba2d-mil was seen to hold 21.
@@ -26,6 +26,7 @@ class GridModelConfig(PatchModelConfig):
     empty: Literal["token", "zero"] = Field("token", description="what a cell without tissue holds")
     pool: Literal["tissue", "all"] = Field("tissue", description="cells that attention may choose (all: published)")
     attention_dim: int = Field(128, ge=1, le=65_536, description="width of the layer that scores a cell")
+    layout: Literal["grid", "row"] = Field("grid", description="row flattens the grid in raster order: a 1D control")
 
 
 class GridModel(AttentionModel):
@@ -37,14 +38,12 @@ class GridModel(AttentionModel):
         config: the options.
         in_dim: width of a patch embedding.
         out_dim: number of logits (classes, or discrete-time bins).
-        flatten: each grid becomes one row in raster order, gaps included.
     """
 
     config: GridModelConfig
 
-    def __init__(self, config: GridModelConfig, in_dim: int, out_dim: int, *, flatten: bool = False) -> None:
+    def __init__(self, config: GridModelConfig, in_dim: int, out_dim: int) -> None:
         super().__init__(config, in_dim)
-        self._flatten = flatten
         if config.empty == "token":
             self.empty_token = nn.Parameter(torch.zeros(config.dim))
         else:
@@ -64,8 +63,9 @@ class GridModel(AttentionModel):
         Raises:
             MemoryError: the grids would not fit in memory.
         """
-        _refuse_beyond_memory(batch, self.config.dim)
-        layout = grid_layout(batch, flatten=self._flatten)
+        flatten = self.config.layout == "row"
+        _refuse_beyond_memory(row_shapes(batch.shapes) if flatten else batch.shapes, self.config.dim)
+        layout = grid_layout(batch, flatten=flatten)
         grid = layout.scatter(self.project_patches(batch), self.empty_token)
         for block in self.blocks:
             grid = block(grid, layout)
@@ -82,13 +82,14 @@ class GridModel(AttentionModel):
         return Embedded(self.norm(grid[layout.inside]), bag, len(layout.shapes), patches)
 
 
-def _refuse_beyond_memory(batch: BagBatch, dim: int) -> None:
-    """Refuse grids whose blocks hold more than there is, before the first of them is made."""
-    height, width = batch.shapes.amax(0).tolist()
-    wanted = _WIDTHS_HELD * dim * 4 * len(batch) * height * width
+def _refuse_beyond_memory(shapes: Tensor, dim: int) -> None:
+    """Refuse grids of these shapes ``[batch, 2]``, padded to one, whose blocks hold more than there is, before the
+    first of them is made."""
+    height, width = shapes.amax(0).tolist()
+    wanted = _WIDTHS_HELD * dim * 4 * len(shapes) * height * width
     if wanted < 2**28:
         return
-    free = free_memory(batch.shapes.device)
+    free = free_memory(shapes.device)
     if wanted > free:
-        grids = f"{len(batch)} × {height}×{width} cells"
+        grids = f"{len(shapes)} × {height}×{width} cells"
         raise MemoryError(f"grids of {grids} need {wanted / 1e9:,.0f} GB, {free / 1e9:,.0f} GB are free")

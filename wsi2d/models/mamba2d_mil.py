@@ -23,7 +23,12 @@ class Mamba2DMILConfig(ScanOptions, GridModelConfig):
     share_directions: bool = Field(False, description="one set of Δ, B, C, A for all directions")
     scan: bool = Field(True, description="false leaves the convolution alone: a control without long range")
     scan_order: ScanOrder = Field("2d", description="raster, serpentine, cross: 1D scans; controls")
-    layout: Literal["grid", "row"] = Field("grid", description="row flattens the grid in raster order: a 1D control")
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Mamba2DMILConfig:
+        if not self.scan and self.conv == "none":
+            raise ValueError("scan is false and conv is 'none', so that nothing is mixed; set one of them")
+        return self
 
     @model_validator(mode="after")
     def _cross_has_two_axes(self) -> Mamba2DMILConfig:
@@ -54,9 +59,6 @@ class Mamba2DMIL(GridModel):
         'Giga-Pixel Whole Slide Image Classification", CVPR 2025',
     )
     config: Mamba2DMILConfig
-
-    def __init__(self, config: Mamba2DMILConfig, in_dim: int, out_dim: int) -> None:
-        super().__init__(config, in_dim, out_dim, flatten=config.layout == "row")
 
     def make_block(self) -> MixerBlock:
         """RMSNorm and Mamba's mixer with a 2D scan, added to the grid."""

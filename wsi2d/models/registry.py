@@ -28,6 +28,7 @@ MODELS: dict[str, str] = {
     "torchmil:transmil": "wsi2d.models.from_torchmil.transmil:TorchMILTransMIL",
     "torchmil:transformer-abmil": "wsi2d.models.from_torchmil.transformer_abmil:TorchMILTransformerABMIL",
     "torchmil:sm-abmil": "wsi2d.models.from_torchmil.sm_abmil:TorchMILSmABMIL",
+    "torchmil:sm-transformer-abmil": ("wsi2d.models.from_torchmil.sm_transformer_abmil:TorchMILSmTransformerABMIL"),
     "torchmil:patch-gcn": "wsi2d.models.from_torchmil.patch_gcn:TorchMILPatchGCN",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wsi2d.compute import resolve_device
@@ -16,7 +17,7 @@ from wsi2d.files import make_folder, write_text
 from wsi2d.training.fold import check_fold
 from wsi2d.training.inference import predict_all, to_prediction
 from wsi2d.training.losses.registry import loss_config
-from wsi2d.training.run import load_study, open_run
+from wsi2d.training.run import load_study, open_run, refuse_other_data
 
 ABLATIONS_FOLDER = "ablations"
 
@@ -40,10 +41,11 @@ def ablate(
         device: auto, cpu, cuda or cuda:N.
 
     Returns:
-        The differences, elsewhere − as they lie: below 0 where the model did worse.
+        The differences, elsewhere − as they lie: below 0 where the model did worse. A note says where the run was
+        trained with patches elsewhere in the same way.
 
     Raises:
-        RunError: the run is unfinished, or its cohort is no longer what it was trained on.
+        RunError: the run is unfinished, or its splits, cohort or features are no longer what it was trained on.
     """
     opened = open_run(run)
     if not (opened.folder / PREDICTIONS_FILE).exists():
@@ -53,6 +55,7 @@ def ablate(
     both = tuple(name for name in ARRANGEMENTS if name in {*chosen, *own})
     elsewhere = opened.config.model_copy(update={"data": opened.config.data.model_copy(update={"arrangement": both})})
     study = load_study(elsewhere, turned=True)
+    refuse_other_data(elsewhere, study, opened.folder, remedy="put back what it was trained on, or train again")
     loss = loss_config(elsewhere.training.loss, elsewhere.task.kind)
     where, predictions = resolve_device(device), []
     for fold in study.folds:
@@ -64,4 +67,15 @@ def ablate(
     make_folder(folder, "check the run folder's permissions and disk")
     out = folder / f"{'+'.join(chosen)}.csv"
     write_text(out, predictions_frame(predictions, study.cohort.task.kind, study.cohort.classes).to_csv(index=False))
-    return compare(opened.folder, out, config or opened.config.evaluation, seed=opened.config.seed)
+    comparison = compare(opened.folder, out, config or opened.config.evaluation, seed=opened.config.seed)
+    known = [name for name in chosen if name in own]
+    if known:
+        note = _trained_so(known, all_of_it=known == chosen)
+        comparison = replace(comparison, notes=(note, *comparison.notes))
+    return comparison
+
+
+def _trained_so(names: Sequence[Arrangement], *, all_of_it: bool) -> str:
+    """What a reader of the differences must know where a run was trained with some of the arrangements."""
+    result = "nothing lies elsewhere, and no difference says anything" if all_of_it else "the difference is not of that"
+    return f"the run was trained so ({', '.join(names)}): {result}"

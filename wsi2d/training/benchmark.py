@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from wsi2d.config import RunConfig
 from wsi2d.errors import ConfigError
@@ -25,16 +26,15 @@ from wsi2d.training.run import fold_folder
 
 TABLE_FILES = ("benchmark.json", "benchmark.csv", "benchmark.md")
 
-# The controls of a model that scans a grid: what is left of it without the scan, and without the second dimension.
-_CONTROLS: tuple[tuple[str, dict[str, Any]], ...] = (("no-scan", {"scan": False}), ("one-row", {"layout": "row"}))
-
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to be trained: its name in the table, and the section ``model`` of its configuration."""
+    """A model to be trained: its name in the table, the section ``model`` of its configuration, and of which other
+    entry it is a control, if it is one."""
 
     name: str
     section: Mapping[str, Any]
+    control_of: str | None = None
 
 
 class BenchmarkProgress:
@@ -67,6 +67,7 @@ def benchmark(
 
     Raises:
         ConfigError: no model, an unknown one, or one named twice.
+        ModelError: a package that one of them needs is not installed; told before the first is trained.
         Wsi2dError: as :func:`wsi2d.training.crossval.train`.
     """
     progress = progress or BenchmarkProgress()
@@ -88,7 +89,7 @@ def benchmark(
             runs.append(out)
         tables = [read_predictions(run / PREDICTIONS_FILE) for run in runs]
         training = training_outcomes(runs[0]) if config.task.kind == "survival" else {}
-        contestants.append(Contestant(entry.name, tables, _cost(entry, runs), training))
+        contestants.append(Contestant(entry.name, tables, _cost(entry, runs), training, entry.control_of))
     table = score_benchmark(
         contestants, config.evaluation, seeds=seeds, seed=config.seed, published=config.published,
         notes=tuple(dict.fromkeys(notes)),
@@ -103,6 +104,7 @@ def benchmark_entries(config: RunConfig, models: Sequence[str], *, controls: boo
 
     Raises:
         ConfigError: no model, an unknown one, or one named twice.
+        ModelError: a package that one of them needs is not installed.
     """
     if not models:
         raise ConfigError("models: none; name one or more, as mamba2d-mil,abmil")
@@ -112,16 +114,28 @@ def benchmark_entries(config: RunConfig, models: Sequence[str], *, controls: boo
         full = model_config(section, source=f"models: {name}").model_dump()
         entries.append(Entry(name.replace(":", "-"), full))
         if controls:
-            entries += [
-                Entry(f"{entries[-1].name}-{suffix}", {**full, **change})
-                for suffix, change in _CONTROLS
-                if all(key in full and full[key] != value for key, value in change.items())
-            ]
+            own = entries[-1].name
+            entries += [Entry(f"{own}-{suffix}", {**full, **change}, own) for suffix, change in _controls(full).items()]
     names = [entry.name for entry in entries]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"models: '{twice}' is there twice; name each once")
+    for entry in entries:
+        with torch.device("meta"):  # takes no memory; what cannot be built is told before anything is trained
+            build_model(entry.section, in_dim=1, out_dim=2)
     return entries
+
+
+def _controls(full: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is changed in each control of a model: without its scan, where that leaves something that mixes patches, and
+    without the second dimension. Only models that scan a grid have any."""
+    scan = next((change for change in ({"scan": False}, {"scans": 0}) if change.keys() <= full.keys()), None)
+    if scan is None or "layout" not in full:
+        return {}
+    mixes_without = full.get("conv") != "none" and full.get("local") is not False
+    found: dict[str, dict[str, Any]] = {"no-scan": scan} if mixes_without else {}
+    found["one-row"] = {"layout": "row"}
+    return {suffix: change for suffix, change in found.items() if any(full[key] != change[key] for key in change)}
 
 
 def _cost(entry: Entry, runs: Sequence[Path]) -> Cost:

@@ -204,7 +204,7 @@ def prepare_run_folder(config: RunConfig, study: Study) -> None:
         key = _first_difference(_decisive(resolve_sections(load_run_config(path))), _decisive(config))
         if key:
             raise RunError(f"run {out}: holds a run with another {key}; give another out, or delete that folder")
-        _refuse_other_data(config, study)
+        refuse_other_data(config, study, out, remedy="give another out, or delete that folder")
     elif _names_in(out) - _WRITTEN_FIRST:
         raise RunError(f"run {out}: is not empty and no run; give another out")
     make_folder(out, "give another out")
@@ -220,6 +220,38 @@ def prepare_run_folder(config: RunConfig, study: Study) -> None:
     remove(out / METRICS_FILE)
 
 
+def refuse_other_data(config: RunConfig, study: Study, folder: Path, *, remedy: str) -> None:
+    """Refuse splits, labels or features other than those that a run began with.
+
+    Its finished folds are not trained again, and its predictions stay as they are.
+
+    Args:
+        config: where the data are now.
+        study: what they are now.
+        folder: the run's, wherever it lies by now.
+        remedy: what to do about it, the end of the error's line.
+
+    Raises:
+        RunError: something differs.
+    """
+    if read_splits(folder / SPLITS_FOLDER) != splits_of(config):
+        place = config.data.splits or f"{config.data.cohort}, column {config.data.split_column},"
+        raise RunError(f"run {folder}: began with other splits than {place} holds now; {remedy}")
+    for path in sorted(folder.glob(f"fold-*/{MODEL_FILE}")):
+        difference = load_card(path).features.difference(study.store.spec)
+        if difference:
+            now_has = f"{config.data.features} has {difference}"
+            raise RunError(f"run {folder}: began with other features, {now_has}; {remedy}")
+    began, now = (folder / COHORT_FILE), _cohort_table(study)
+    if began.exists():
+        changed = sorted(set(now.splitlines()) ^ set(began.read_text("utf-8").splitlines()))
+        if changed:
+            raise RunError(
+                f"run {folder}: began with other slides, labels or features than there are now (the first of "
+                f"{len(changed)} lines of its {COHORT_FILE} that differ: '{changed[0]}'); {remedy}"
+            )
+
+
 def fold_folder(out: Path, index: int) -> Path:
     """Where a fold's files lie."""
     return out / f"fold-{index}"
@@ -233,26 +265,6 @@ def _names_in(folder: Path) -> set[str]:
 
 def _full_path(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
-
-
-def _refuse_other_data(config: RunConfig, study: Study) -> None:
-    """A run goes on with the splits, labels and features it began with: its finished folds are not trained again."""
-    out, remedy = config.out, "give another out, or delete that folder"
-    if read_splits(out / SPLITS_FOLDER) != splits_of(config):
-        place = config.data.splits or f"{config.data.cohort}, column {config.data.split_column},"
-        raise RunError(f"run {out}: began with other splits than {place} holds now; {remedy}")
-    for path in sorted(out.glob(f"fold-*/{MODEL_FILE}")):
-        difference = load_card(path).features.difference(study.store.spec)
-        if difference:
-            raise RunError(f"run {out}: began with other features, {config.data.features} has {difference}; {remedy}")
-    began, now = (out / COHORT_FILE), _cohort_table(study)
-    if began.exists():
-        changed = sorted(set(now.splitlines()) ^ set(began.read_text("utf-8").splitlines()))
-        if changed:
-            raise RunError(
-                f"run {out}: began with other slides, labels or features than there are now (the first of "
-                f"{len(changed)} lines of its {COHORT_FILE} that differ: '{changed[0]}'); {remedy}"
-            )
 
 
 def _cohort_table(study: Study) -> str:

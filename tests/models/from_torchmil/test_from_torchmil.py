@@ -90,7 +90,7 @@ def test_the_class_tokens_attention_is_torchmils_at_every_length(named: MakeName
     torch.testing.assert_close(ours, theirs / theirs.sum())
 
 
-@pytest.mark.parametrize("name", ["sm-abmil", "patch-gcn"])
+@pytest.mark.parametrize("name", ["sm-abmil", "sm-transformer-abmil", "patch-gcn"])
 def test_graphs_are_those_of_torchmils_data_sets(named: MakeNamed, bag: GridBag, name: str) -> None:
     from torchmil.utils import build_adj, normalize_adj
 
