@@ -130,6 +130,8 @@ def _print_audit(found: Audit) -> None:
         more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         return ", ".join(names[:_NAMED]) + more
 
+    told = found.patients is not None or any(fold.shared_cases for fold in found.folds)
+    who = "patient" if told else "slide"
     patients = "patients unknown" if found.patients is None else f"{found.patients} patients"
     say(f"{found.slides} slides, {patients}, {len(found.folds)} fold{'' if len(found.folds) == 1 else 's'}")
     for fold in found.folds:
@@ -144,7 +146,7 @@ def _print_audit(found: Audit) -> None:
         if fold.shared_cases:
             pairs = ", ".join(f"{n} in {pair.replace('-', ' and ')}" for pair, n in fold.shared_between.items())
             say(f"  SHARED PATIENTS: {len(fold.shared_cases)} ({pairs}): {some(fold.shared_cases)}")
-        elif fold.shared_slides:
+        if fold.shared_slides and (found.patients is None or not fold.shared_cases):
             say(f"  SHARED SLIDES: {len(fold.shared_slides)}: {some(fold.shared_slides)}")
         if fold.unknown:
             say(f"  warning: {len(fold.unknown)} ids are not in the cohort: {some(fold.unknown)}")
@@ -155,10 +157,9 @@ def _print_audit(found: Audit) -> None:
         for line in fold.drift:
             say(f"  warning: {line}")
     if found.held_out_twice:
-        twice = f"{len(found.held_out_twice)} patients are held out in more than one fold"
+        twice = f"{len(found.held_out_twice)} {who}s are held out in more than one fold"
         say(f"\nwarning: {twice}: {some(found.held_out_twice)}")
     shared = [str(f.fold) for f in found.folds if f.shared_cases or f.shared_slides]
-    who = "slide" if found.patients is None else "patient"
     say(
         f"\n{who}s on two sides in fold{'s' if len(shared) > 1 else ''} {', '.join(shared)}"
         if shared

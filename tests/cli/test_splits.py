@@ -139,6 +139,17 @@ def test_audit_names_shared_patients_and_ends_with_1(cli: Any, leaky: tuple[Path
     assert result.out.endswith("\npatients on two sides in fold 0\n")
 
 
+def test_audit_finds_patients_in_barcodes(cli: Any, tmp_path: Path) -> None:
+    names = [f"TCGA-AA-000{k}-01Z-00-DX{n}" for k in range(3) for n in (1, 2)]
+    (tmp_path / "c.csv").write_text("slide_id\n" + "\n".join(names))
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/splits_0.csv").write_text(f",train,val,test\n0,{names[0]},{names[2]},{names[1]}\n")
+    result = cli("splits audit", tmp_path / "c.csv", tmp_path / "s")
+    assert result.code == 1
+    assert "SHARED PATIENTS: 1 (1 in train and test): TCGA-AA-0000" in result.out
+    assert result.out.startswith("6 slides, 3 patients, 1 fold\n")
+
+
 def test_audit_prints_json_alone_and_mends_the_splits(cli: Any, leaky: tuple[Path, Path], tmp_path: Path) -> None:
     cohort, splits = leaky
     result = cli("splits audit --json --fix", tmp_path / "fixed", cohort, splits)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from wsi2d.config import SurvivalTask, nearest
-from wsi2d.data.cohort import Cohort, CohortSlide, not_csv, plain_slide_id, read_table
+from wsi2d.data.cohort import BARCODE, Cohort, CohortSlide, not_csv, plain_slide_id, read_table
 from wsi2d.data.site_cuts import Sides, cut_by_site, sites_needed, sites_of_kinds
 from wsi2d.errors import SplitError
 from wsi2d.files import make_folder, remove_partials, write_text
@@ -24,7 +24,6 @@ from wsi2d.files import make_folder, remove_partials, write_text
 logger = logging.getLogger(__name__)
 
 SIDES = ("train", "val", "test")
-BARCODE = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}")  # of TCGA: the patient; its first part is the site
 _SIDE_NAMES = {**{side: side for side in SIDES}, "training": "train", "valid": "val", "validation": "val"}
 _SEEDS = 2**32  # how many scikit-learn takes
 
