@@ -141,6 +141,31 @@ def test_events_follow_up_and_drift_are_of_patients(table: Path, tmp_path: Path)
     assert fold["sides"]["test"]["events"] == 1  # type: ignore[index]
 
 
+def test_times_that_are_none_are_null(table: Path, tmp_path: Path) -> None:
+    pd.read_csv(table).assign(months="unknown").to_csv(table, index=False)
+    splits = written(tmp_path / "s", ([case(0), case(1)], [case(3)], [case(4), case(5)]))
+    found = audit(table, splits, outcomes=Outcomes(time="months"))
+    assert json.dumps(found.to_json(), allow_nan=False)
+    assert found.folds[0].sides["train"].median_time is None
+
+
+def test_an_event_that_never_occurs_is_refused(table: Path, tmp_path: Path) -> None:
+    splits = written(tmp_path / "s", ([case(0)], [case(1)], [case(2)]))
+    with pytest.raises(CohortError, match="no row has dead=yes; dead holds 0, 1"):
+        audit(table, splits, outcomes=Outcomes(time="months", event="dead=yes"))
+
+
+def test_a_folder_without_splits_does_not_hide_a_column(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pd.read_csv(table).assign(split=["train"] * 8 + ["test"] * 4).to_csv(table, index=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "split").mkdir()
+    assert len(audit(table, "split").folds) == 1
+    written(tmp_path / "split", ([case(0)], [case(1)], [case(2)]), ([case(1)], [case(0)], [case(2)]))
+    assert len(audit(table, "split").folds) == 2
+
+
 def test_drift_is_named_where_chance_would_hardly_give_it(tmp_path: Path) -> None:
     rows = [
         {"slide_id": f"s{k}", "case_id": f"c{k}", "grade": "ab"[k % 2], "months": 1 + k % 7, "dead": 1}

@@ -102,6 +102,16 @@ class Audit:
         """Whether a patient, or a slide where patients are unknown, is on two sides."""
         return any(f.shared_cases or f.shared_slides for f in self.folds)
 
+    def emptied(self) -> list[str]:
+        """A line for each side that had somebody and has nobody left in the repaired splits."""
+        pairs = [(report, fold) for report, fold in zip(self.folds, self.repaired, strict=True)]
+        return [
+            f"fold {fold.index}: its {side} side is empty once patients are on one side each; make new splits"
+            for report, fold in pairs
+            for side in report.sides
+            if not fold.side(side)
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """What ``--json`` prints."""
         folds = [asdict(f) for f in self.folds]
@@ -231,6 +241,8 @@ class _TableOfFile(_Table):
         for name in (slide, case, *wanted):
             if name is not None and name not in columns:
                 raise CohortError(f"cohort {path}: no column '{name}'; {nearest(name, columns)}")
+        if outcomes.event is not None:
+            _refuse_no_event(frame, path, outcomes.event)
         self.path, self.columns, self.slide_column = path, columns, slide
         ids = [plain_slide_id(value) for value in frame[slide]]
         twice = [name for name, count in Counter(ids).items() if count > 1]
@@ -242,12 +254,21 @@ class _TableOfFile(_Table):
         super().__init__(dict(zip(ids, frame.to_dict("records"), strict=True)), case_of, told, outcomes)
 
 
+def _refuse_no_event(frame: pd.DataFrame, path: Path, event: str) -> None:
+    column, _, value = event.partition("=")
+    values = sorted(set(frame[column]))
+    if not any(same_value(v, value) for v in values):
+        raise CohortError(f"cohort {path}: no row has {event}; {column} holds {', '.join(values[:5])}")
+
+
 # --- the splits ----------------------------------------------------------------------------------------------------
 
 
 def _folds(table: _TableOfFile, splits: str) -> tuple[Fold, ...]:
-    if Path(splits).exists():
-        return read_splits(splits)
+    path = Path(splits)
+    empty = path.is_dir() and not any(path.glob("splits_*.csv"))
+    if path.exists() and not (empty and splits in table.columns):
+        return read_splits(path)
     if splits not in table.columns:
         raise SplitError(
             f"splits {splits}: neither a folder or file nor a column of {table.path}; {nearest(splits, table.columns)}"
@@ -307,7 +328,7 @@ def _side(slides: Sequence[str], table: _Table) -> SideReport:
         patients=len({table.case(i) for i in slides}) if table.all_told else None,
         classes=dict(sorted(classes.items())),
         events=sum(_events(first, outcomes.event)) if outcomes.event else None,
-        median_time=None if times is None or not len(times) else float(times.median()),
+        median_time=None if times is None or times.isna().all() else float(times.median()),
     )
 
 
