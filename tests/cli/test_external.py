@@ -66,7 +66,7 @@ def test_patients_of_the_runs_own_cohort_are_refused_or_noted(
         result = cli(f"evaluate --json {COLUMNS} --cohort", *places)
         (note,) = json.loads(result.out)["notes"]
         assert note.startswith(
-            "12 patients of this cohort were in the run's own, which its models were trained on (other0"
+            "12 patients of this cohort were in the run's own, which its models were trained on (q00"
         )
     assert json.loads(cli("evaluate --json", out).out)["notes"] == [note], "the table keeps its notes"
 
