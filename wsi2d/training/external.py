@@ -68,12 +68,8 @@ def predict_cohort(
     """
     opened = open_run(run)
     models = load_run_models(opened, device=device)
-    card, task = models.cards[0], opened.config.task
-    if isinstance(task, ClassificationTask):
-        labels = task.labels if label is None else None
-        task = task.model_copy(update={"label": label or task.label, "labels": labels, "classes": card.classes})
-    else:
-        task = SurvivalTask(time=time or task.time, event=event or task.event, bins=task.bins)
+    card = models.cards[0]
+    task = _task(opened.config.task, card.classes, label=label, time=time, event=event)
     table = load_cohort(
         cohort, task, slide_column=slide_column, case_column=case_column,
         case_pattern=opened.config.data.case_pattern, some_classes=True,
@@ -96,6 +92,21 @@ def predict_cohort(
     _write_notes(Path(out), [*read_notes(opened.folder / NOTES_FILE), *leaks, *_without_cuts(models)])
     _tell_absent_classes(table)
     return len(predictions)
+
+
+def _task(
+    own: ClassificationTask | SurvivalTask,
+    classes: tuple[str, ...],
+    *,
+    label: str | None,
+    time: str | None,
+    event: str | None,
+) -> ClassificationTask | SurvivalTask:
+    """The run's task, in the other cohort's columns."""
+    if isinstance(own, ClassificationTask):
+        labels = own.labels if label is None else None
+        return own.model_copy(update={"label": label or own.label, "labels": labels, "classes": classes})
+    return SurvivalTask(time=time or own.time, event=event or own.event, bins=own.bins)
 
 
 def _leaks(run: Run, cohort: Cohort, *, allowed: bool) -> list[str]:
