@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from wsi2d.config import ClassificationTask, SurvivalTask
     from wsi2d.data.audit import Audit
 
 app = typer.Typer(help="Folds of a cohort, by patient.", no_args_is_help=True)
@@ -23,53 +25,104 @@ def group() -> None:
 def make(
     cohort: Annotated[Path, typer.Argument(help="Cohort CSV.")],
     out: Annotated[Path, typer.Option(help="Folder of the splits_<k>.csv files.")],
-    folds: Annotated[int, typer.Option(help="Number of folds.")] = 5,
+    folds: Annotated[int | None, typer.Option(help="Number of folds. (default: 5)")] = None,
     label: Annotated[str | None, typer.Option(help="Label column, for classification.")] = None,
     time: Annotated[str | None, typer.Option(help="Time column, for survival.")] = None,
     event: Annotated[str | None, typer.Option(help="COLUMN=VALUE that means the event happened, for survival.")] = None,
     val_share: Annotated[float, typer.Option(help="Share of the patients outside test that choose the epoch.")] = 0.2,
     seed: Annotated[int, typer.Option(help="The same seed gives the same folds.")] = 0,
-    repeats: Annotated[int, typer.Option(help="How many cross-validations, each with another seed.")] = 1,
+    repeats: Annotated[
+        int | None, typer.Option(help="How many cross-validations, each with another seed. (default: 1)")
+    ] = None,
     holdout: Annotated[
         float | None, typer.Option(help="Instead of a cross-validation one fold that tests this share.")
     ] = None,
     site_preserving: Annotated[
         bool, typer.Option("--site-preserving", help="Each tissue source site (of TCGA's barcodes) on one side.")
     ] = False,
-    slide_column: Annotated[str, typer.Option(help="Column of slide ids.")] = "slide_id",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A published data set's, instead of --label or --time: labels, columns, patients."),
+    ] = None,
+    slide_column: Annotated[
+        str | None, typer.Option(help="Column of slide ids. (default: the preset's, else slide_id)")
+    ] = None,
     case_column: Annotated[
-        str, typer.Option(help="Column of patients; the slide column where there are none.")
-    ] = "case_id",
+        str | None,
+        typer.Option(
+            help="Column of patients; the slide column where there are none. (default: likewise, else case_id)"
+        ),
+    ] = None,
+    case_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression that finds a patient in a slide's id, where none is named.")
+    ] = None,
 ) -> None:
     """Make stratified folds with train, val and test sides; a patient is on one side, and tested once."""
     from rich.markup import escape
 
     from wsi2d.cli import console
-    from wsi2d.config import ClassificationTask, SurvivalTask, validate
     from wsi2d.data.cohort import load_cohort
     from wsi2d.data.splits import make_holdout, make_splits, sites_of, write_splits
     from wsi2d.errors import ConfigError
 
-    if (label is None) == (time is None and event is None):
-        raise ConfigError("splits: give either --label COLUMN, or --time COLUMN and --event COLUMN=VALUE")
-    if label is None and (time is None or event is None):
-        raise ConfigError("splits: survival needs both --time COLUMN and --event COLUMN=VALUE")
+    if holdout is not None and (folds is not None or repeats is not None):
+        raise ConfigError("splits: --holdout makes one fold; leave out --folds and --repeats, or --holdout")
+    task, columns = _task_and_columns({"label": label, "time": time, "event": event}, preset)
+    given = {"slide_column": slide_column, "case_column": case_column, "case_pattern": case_pattern}
+    columns |= {name: _regular(value, name) for name, value in given.items() if value is not None}
     console.check_out(out, folder=True)
-    task: ClassificationTask | SurvivalTask
-    if label is not None:
-        task = validate(ClassificationTask, {"label": label}, source="splits")
-    else:
-        task = validate(SurvivalTask, {"time": time, "event": event}, source="splits")
-    table = load_cohort(cohort, task, slide_column=slide_column, case_column=case_column)
+    table = load_cohort(cohort, task, **columns)
     sites = sites_of(table) if site_preserving else None
     if holdout is not None:
         made = make_holdout(table, holdout, seed=seed, val_share=val_share, sites=sites)
     else:
-        made = make_splits(table, folds=folds, seed=seed, val_share=val_share, repeats=repeats, sites=sites)
+        count = {"folds": 5 if folds is None else folds, "repeats": 1 if repeats is None else repeats}
+        made = make_splits(table, **count, seed=seed, val_share=val_share, sites=sites)
     write_splits(made, out)
     console.out.print(escape(table.describe()), soft_wrap=True)
     sizes = ", ".join(f"{len(f.train)}/{len(f.val)}/{len(f.test)}" for f in made)
     console.out.print(f"{len(made)} folds (patients in train/val/test: {sizes}) → {escape(str(out))}", soft_wrap=True)
+
+
+def _task_and_columns(
+    outcome: dict[str, str | None], preset: str | None
+) -> tuple[ClassificationTask | SurvivalTask, dict[str, Any]]:
+    """What is stratified by, and what a preset says of the table's columns and patients."""
+    from wsi2d.config import ClassificationTask, SurvivalTask, validate
+    from wsi2d.config_files import load_preset
+    from wsi2d.errors import ConfigError
+
+    given = {name: value for name, value in outcome.items() if value is not None}
+    if preset is not None:
+        values = load_preset(preset, None)
+        section = values.get("task")
+        if given or not isinstance(section, dict) or not {"label", "time"} & section.keys():
+            why = f"and --{next(iter(given))} both say" if given else "does not say"
+            raise ConfigError(
+                f"splits: --preset {preset} {why} what is stratified by; give one of --preset and --label"
+            )
+        data = values.get("data") or {}
+        columns = {k: data[k] for k in ("slide_column", "case_column", "case_pattern") if data.get(k) is not None}
+        if "label" in section:
+            return validate(ClassificationTask, section, source=f"preset {preset}"), columns
+        return validate(SurvivalTask, section, source=f"preset {preset}"), columns
+    if ("label" in given) == ("time" in given or "event" in given):
+        raise ConfigError("splits: give either --label COLUMN, or --time COLUMN and --event COLUMN=VALUE")
+    if "label" in given:
+        return validate(ClassificationTask, given, source="splits"), {}
+    if len(given) < 2:
+        raise ConfigError("splits: survival needs both --time COLUMN and --event COLUMN=VALUE")
+    return validate(SurvivalTask, given, source="splits"), {}
+
+
+def _regular(value: str, name: str) -> str:
+    from wsi2d.errors import ConfigError
+
+    try:
+        re.compile(value if name == "case_pattern" else "")
+    except re.error as error:
+        raise ConfigError(f"splits: --case-pattern must be a regular expression ({error}), got {value}") from error
+    return value
 
 
 @app.command()
@@ -102,11 +155,16 @@ def audit(
         raise ConfigError(f"splits: --event is '{event}', it should be COLUMN=VALUE")
     if fix is not None:
         console.check_out(fix, folder=True)
+        source = Path(splits).parent if Path(splits).is_file() else Path(splits)
+        if source.resolve() == fix.resolve():
+            raise ConfigError(f"splits: --fix {fix} is where the splits lie that are mended; give another folder")
     found = look(
         cohort, splits, outcomes=Outcomes(label, time, event), slide_column=slide_column, case_column=case_column
     )
     if fix is not None:
         write_splits(found.repaired, fix)
+        for fold in found.emptied():
+            console.err.print(f"warning: {fold}", markup=False, soft_wrap=True)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
     else:
@@ -130,6 +188,8 @@ def _print_audit(found: Audit) -> None:
         more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         return ", ".join(names[:_NAMED]) + more
 
+    told = found.patients is not None or any(fold.shared_cases for fold in found.folds)
+    who = "patient" if told else "slide"
     patients = "patients unknown" if found.patients is None else f"{found.patients} patients"
     say(f"{found.slides} slides, {patients}, {len(found.folds)} fold{'' if len(found.folds) == 1 else 's'}")
     for fold in found.folds:
@@ -144,7 +204,7 @@ def _print_audit(found: Audit) -> None:
         if fold.shared_cases:
             pairs = ", ".join(f"{n} in {pair.replace('-', ' and ')}" for pair, n in fold.shared_between.items())
             say(f"  SHARED PATIENTS: {len(fold.shared_cases)} ({pairs}): {some(fold.shared_cases)}")
-        elif fold.shared_slides:
+        if fold.shared_slides and (found.patients is None or not fold.shared_cases):
             say(f"  SHARED SLIDES: {len(fold.shared_slides)}: {some(fold.shared_slides)}")
         if fold.unknown:
             say(f"  warning: {len(fold.unknown)} ids are not in the cohort: {some(fold.unknown)}")
@@ -155,10 +215,9 @@ def _print_audit(found: Audit) -> None:
         for line in fold.drift:
             say(f"  warning: {line}")
     if found.held_out_twice:
-        twice = f"{len(found.held_out_twice)} patients are held out in more than one fold"
+        twice = f"{len(found.held_out_twice)} {who}s are held out in more than one fold"
         say(f"\nwarning: {twice}: {some(found.held_out_twice)}")
     shared = [str(f.fold) for f in found.folds if f.shared_cases or f.shared_slides]
-    who = "slide" if found.patients is None else "patient"
     say(
         f"\n{who}s on two sides in fold{'s' if len(shared) > 1 else ''} {', '.join(shared)}"
         if shared

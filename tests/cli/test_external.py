@@ -30,7 +30,7 @@ def other(tiny: ModuleType, tmp_path: Path) -> Path:
     return tmp_path
 
 
-COLUMNS = "--slide-column slide --case-column patient --label kind"
+COLUMNS = "--slide-column slide --case-column patient --label kind --allow-leakage"  # the ids are the run's own
 
 
 def test_another_cohort_is_predicted_and_scored(cli: Any, run: Path, other: Path, tiny: ModuleType) -> None:
@@ -46,6 +46,100 @@ def test_another_cohort_is_predicted_and_scored(cli: Any, run: Path, other: Path
     assert {row["case_id"] for row in rows} == {f"p{k:02d}" for k in range(12) if k != 3}
     assert "1 slides have no features and are left out (the first is 's03x')" in " ".join(result.err.split())
     assert not (run / "external").exists()
+
+
+def test_patients_of_the_runs_own_cohort_are_refused_or_noted(
+    cli: Any, fails: Callable[..., str], run: Path, other: Path
+) -> None:
+    columns, out = COLUMNS.replace(" --allow-leakage", ""), other / "o.csv"
+    places = (other / "theirs.csv", "--features", other / "theirs", "--out", out, run)
+    line = fails(f"evaluate {columns} --cohort", *places)
+    assert line == (
+        "cohort: 12 of its 12 patients were in the run's own (p00, p01, p02, …); leave them out, or give "
+        "--allow-leakage and say so"
+    )
+    assert not out.exists()
+    table = other / "theirs.csv"
+    table.write_text(table.read_text().replace(",p0", ",q0").replace(",p1", ",q1"))
+    assert "12 of its 12 patients" in fails(f"evaluate {columns} --cohort", *places), "the slides are the same"
+    for _ in range(2):
+        result = cli(f"evaluate --json {COLUMNS} --cohort", *places)
+        (note,) = json.loads(result.out)["notes"]
+        assert note.startswith(
+            "12 patients of this cohort were in the run's own, which its models were trained on (q00"
+        )
+    assert json.loads(cli("evaluate --json", out).out)["notes"] == [note], "the table keeps its notes"
+
+
+def test_notes_of_the_run_and_its_settings_hold_for_another_cohort(
+    cli: Any, run: Path, other: Path, tmp_path: Path
+) -> None:
+    mine = shutil.copytree(run, tmp_path / "run")
+    (mine / "notes.json").write_text('["fold 0: 1 patients leak between its sides"]')
+    config = (
+        (mine / "config.yaml").read_text().replace("unit: slide", "unit: case").replace("bootstrap: 20", "bootstrap: 7")
+    )
+    (mine / "config.yaml").write_text(config)
+    (mine / "cohort.csv").write_text("slide_id,case_id\nx,y\n")
+    columns = COLUMNS.replace(" --allow-leakage", "")
+    places = (other / "theirs.csv", "--features", other / "theirs", mine)
+    found = json.loads(cli(f"evaluate --json {columns} --cohort", *places).out)
+    assert (found["unit"], found["bootstrap"]) == ("case", 7)
+    assert found["notes"] == ["fold 0: 1 patients leak between its sides"]
+
+
+@pytest.mark.parametrize("option", ["--out o.csv", "--slide-column a", "--case-column a", "--label a", "--time a",
+                                    "--event a=1", "--allow-leakage"])  # fmt: skip
+def test_options_of_another_cohort_need_one(fails: Callable[..., str], run: Path, option: str) -> None:
+    line = fails(f"evaluate {option}", run)
+    assert line == f"evaluate: {option.split()[0]} speaks of another cohort; give its --cohort and --features too"
+
+
+def test_patients_of_another_cohort_are_found_by_the_runs_pattern(
+    cli: Any, run: Path, other: Path, tmp_path: Path, tiny: ModuleType
+) -> None:
+    mine = shutil.copytree(run, tmp_path / "run")
+    config = mine / "config.yaml"
+    config.write_text(config.read_text().replace("case_pattern: null", "case_pattern: 's[0-9]+'"))
+    rows = [[r["slide"], r["kind"]] for r in tiny.read_table(other / "theirs.csv")]
+    tiny.write_table(other / "theirs.csv", ["slide_id", "label"], rows)
+    places = (other / "theirs.csv", "--features", other / "theirs", "--out", other / "o.csv", mine)
+    result = cli("evaluate --json --allow-leakage --cohort", *places)
+    assert json.loads(result.out)["cases"] == 12
+
+
+def test_risk_groups_of_another_cohort_are_cut_on_the_training_side(cli: Any, tiny: ModuleType, tmp_path: Path) -> None:
+    from wsi2d.training.crossval import train
+    from wsi2d.training.run import open_run
+
+    study = tiny.write_study(tmp_path / "inside", "survival")
+    train(study)
+    run = study.with_name("run")
+    tiny.write_study(tmp_path / "outside", "survival", seed=3)
+    places = (tmp_path / "outside/cohort.csv", "--features", tmp_path / "outside/features", run)
+    found = json.loads(cli("evaluate --json --allow-leakage --cohort", *places).out)
+    cuts = {float(row["risk_cut"]) for row in tiny.read_table(run / "predictions.csv")}
+    assert len(cuts) == 2
+    groups = found["survival"]["risk_groups"]
+    assert groups["cut_from"] == "training"
+    assert groups["cuts"] == [pytest.approx(sum(cuts) / 2)]
+    for k in (0, 1):  # as weights were kept before
+        card_without_cut(run / f"fold-{k}/model.safetensors")
+    assert open_run(run).folds == (0, 1)
+    found = json.loads(cli("evaluate --json --allow-leakage --cohort", *places).out)
+    assert found["survival"]["risk_groups"]["cut_from"] == "predictions"
+    assert "the run's models do not hold the median risk of those trained on" in " ".join(found["notes"])
+
+
+def card_without_cut(path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+        tensors, card = {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["wsi2d"])
+    del card["risk_cut"]
+    save_file(tensors, path, {"wsi2d": json.dumps(card)})
 
 
 def test_predictions_lie_in_the_run_where_nothing_is_said(cli: Any, run: Path, other: Path, tmp_path: Path) -> None:

@@ -118,6 +118,40 @@ def test_other_ways_to_split(cli: Any, cohort: Path, tmp_path: Path) -> None:
     assert "patient 'p0' bears no TCGA barcode that tells the site; leave sites out" in " ".join(result.err.split())
 
 
+@pytest.mark.parametrize(("options", "words"), [
+    ("--label grade --holdout 0.2 --folds 5", "--holdout makes one fold; leave out --folds and --repeats"),
+    ("--label grade --holdout 0.2 --repeats 1", "--holdout makes one fold; leave out --folds and --repeats"),
+    ("--label grade --case-pattern (", "--case-pattern must be a regular expression"),
+    ("--label grade --preset tcga-brca", "--preset tcga-brca and --label both say what is stratified by"),
+    ("--preset published-classification", "--preset published-classification does not say what is stratified by"),
+    ("--preset tcga-brc", "preset 'tcga-brc': unknown; there are"),
+])  # fmt: skip
+def test_options_that_would_not_be_read(fails: Any, cohort: Path, tmp_path: Path, options: str, words: str) -> None:
+    assert words in fails("splits make", cohort, *options.split(), "--out", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_patients_are_found_by_a_pattern(cli: Any, tiny: ModuleType, tmp_path: Path) -> None:
+    rows = [[f"w{i // 2}-{i}", "xy"[i // 2 % 2]] for i in range(40)]
+    tiny.write_table(tmp_path / "c.csv", ["slide_id", "kind"], rows)
+    command = "splits make --label kind --folds 2 --case-pattern '^w[0-9]+' --out"
+    result = cli(command, tmp_path / "s", tmp_path / "c.csv")
+    assert result.code == 0, result.err
+    (first, second) = read_splits(tmp_path / "s")
+    assert sorted(first.test + second.test) == sorted(f"w{i}" for i in range(20))
+
+
+@pytest.mark.parametrize("extra", ["--site-preserving", ""])
+def test_a_preset_reads_its_published_table(cli: Any, shared_dir: Path, tmp_path: Path, extra: str) -> None:
+    table = shared_dir / "tcga/classification/TCGA-BRCA-label.csv"
+    result = cli(f"splits make --preset tcga-brca --folds 3 {extra} --out", tmp_path / "s", table)
+    assert result.code == 0, result.err
+    assert "1033 slides of" in result.out
+    folds = read_splits(tmp_path / "s")
+    assert len(folds) == 3
+    assert all(case.startswith("TCGA-") for fold in folds for case in fold.test)
+
+
 # --- audit ---------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +171,29 @@ def test_audit_names_shared_patients_and_ends_with_1(cli: Any, leaky: tuple[Path
     assert "SHARED PATIENTS: 1 (1 in train and test): p\n" in result.out
     assert "test  2 slides; 2 patients; a 1, b 1" in result.out
     assert result.out.endswith("\npatients on two sides in fold 0\n")
+
+
+def test_a_side_that_mending_empties_is_warned_of(cli: Any, leaky: tuple[Path, Path], tmp_path: Path) -> None:
+    result = cli("splits audit --fix", tmp_path / "fixed", *leaky)
+    assert "warning: fold 0: its train side is empty once patients are on one side each" in " ".join(result.err.split())
+
+
+def test_splits_are_not_mended_where_they_lie(fails: Any, leaky: tuple[Path, Path]) -> None:
+    before = (leaky[1] / "splits_0.csv").read_text()
+    for splits in (leaky[1], leaky[1] / "splits_0.csv"):
+        assert "is where the splits lie that are mended" in fails("splits audit --fix", leaky[1], leaky[0], splits)
+    assert (leaky[1] / "splits_0.csv").read_text() == before
+
+
+def test_audit_finds_patients_in_barcodes(cli: Any, tmp_path: Path) -> None:
+    names = [f"TCGA-AA-000{k}-01Z-00-DX{n}" for k in range(3) for n in (1, 2)]
+    (tmp_path / "c.csv").write_text("slide_id\n" + "\n".join(names))
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/splits_0.csv").write_text(f",train,val,test\n0,{names[0]},{names[2]},{names[1]}\n")
+    result = cli("splits audit", tmp_path / "c.csv", tmp_path / "s")
+    assert result.code == 1
+    assert "SHARED PATIENTS: 1 (1 in train and test): TCGA-AA-0000" in result.out
+    assert result.out.startswith("6 slides, 3 patients, 1 fold\n")
 
 
 def test_audit_prints_json_alone_and_mends_the_splits(cli: Any, leaky: tuple[Path, Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from wsi2d.config import ClassificationTask, SurvivalTask
 from wsi2d.data.audit import Audit, Outcomes, audit, audit_cohort
 from wsi2d.data.cohort import load_cohort
-from wsi2d.data.splits import Fold, read_splits, write_splits
+from wsi2d.data.splits import Fold, read_splits, resolve_fold, write_splits
 from wsi2d.errors import CohortError, SplitError
 
 SITES = ("A1", "A1", "B2", "B2", "C3", "C3")
@@ -110,12 +110,60 @@ def test_a_cohort_without_patients_says_so(table: Path, tmp_path: Path) -> None:
     assert found.leaks
 
 
+def test_patients_are_found_in_barcodes_where_no_column_names_them(table: Path, tmp_path: Path) -> None:
+    pd.read_csv(table)[["slide_id", "grade"]].to_csv(table, index=False)
+    sides = [slide(0), slide(1)], [slide(2)], [slide(3), slide(0, 2)]
+    found = audit(table, written(tmp_path / "s", sides))
+    assert found.leaks
+    assert found.patients == 6
+    assert one(found)["shared_cases"] == [case(0)]
+    assert one(found)["sides"]["test"]["patients"] == 2  # type: ignore[index]
+    task = ClassificationTask(label="grade")
+    for columns in ({"case_column": "slide_id"}, {"case_pattern": r"TCGA-\w\w-\w{4}"}):
+        cohort = load_cohort(table, task, **columns)
+        assert resolve_fold(read_splits(tmp_path / "s")[0], cohort).leaked_cases == (case(0),)
+
+
+def test_slides_are_not_counted_as_patients(table: Path, tmp_path: Path) -> None:
+    pd.DataFrame({"slide_id": [slide(0), slide(0, 2), "a", "b"]}).to_csv(table, index=False)
+    found = audit(table, written(tmp_path / "s", ([slide(0)], ["a"], [slide(0, 2), "b"]), (["a"], [slide(0)], ["b"])))
+    assert found.patients is None
+    assert all(side.patients is None for fold in found.folds for side in fold.sides.values())
+    assert [fold.shared_cases for fold in found.folds] == [[case(0)], []]
+    assert found.warnings()[-1] == "1 slides are held out by more than one fold"
+
+
 def test_events_follow_up_and_drift_are_of_patients(table: Path, tmp_path: Path) -> None:
     splits = written(tmp_path / "s", ([case(0), case(1), case(2)], [case(3)], [case(4), case(5)]))
     fold = one(audit(table, splits, outcomes=Outcomes(time="months", event="dead=1.0")))
     assert fold["sides"]["train"]["events"] == 1  # type: ignore[index]
     assert fold["sides"]["train"]["median_time"] == 11  # type: ignore[index]
     assert fold["sides"]["test"]["events"] == 1  # type: ignore[index]
+
+
+def test_times_that_are_none_are_null(table: Path, tmp_path: Path) -> None:
+    pd.read_csv(table).assign(months="unknown").to_csv(table, index=False)
+    splits = written(tmp_path / "s", ([case(0), case(1)], [case(3)], [case(4), case(5)]))
+    found = audit(table, splits, outcomes=Outcomes(time="months"))
+    assert json.dumps(found.to_json(), allow_nan=False)
+    assert found.folds[0].sides["train"].median_time is None
+
+
+def test_an_event_that_never_occurs_is_refused(table: Path, tmp_path: Path) -> None:
+    splits = written(tmp_path / "s", ([case(0)], [case(1)], [case(2)]))
+    with pytest.raises(CohortError, match="no row has dead=yes; dead holds 0, 1"):
+        audit(table, splits, outcomes=Outcomes(time="months", event="dead=yes"))
+
+
+def test_a_folder_without_splits_does_not_hide_a_column(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pd.read_csv(table).assign(split=["train"] * 8 + ["test"] * 4).to_csv(table, index=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "split").mkdir()
+    assert len(audit(table, "split").folds) == 1
+    written(tmp_path / "split", ([case(0)], [case(1)], [case(2)]), ([case(1)], [case(0)], [case(2)]))
+    assert len(audit(table, "split").folds) == 2
 
 
 def test_drift_is_named_where_chance_would_hardly_give_it(tmp_path: Path) -> None:

@@ -317,6 +317,13 @@ def test_empty_sides(fold: Fold, side: str) -> None:
         resolve_fold(fold, cohort)
 
 
+def test_a_test_side_of_strangers_is_refused_and_val_does_not_stand_for_it() -> None:
+    cohort = one_slide_each(*((f"c{i}", "ab"[i % 2]) for i in range(12)))
+    fold = Fold(4, tuple(f"c{i}" for i in range(8)), ("c8", "c9"), ("x", "y"))
+    with pytest.raises(SplitError, match="fold 4: its test side is empty; every fold needs train, val and test"):
+        resolve_fold(fold, cohort, unknown="skip")
+
+
 def test_train_too_small_to_cut() -> None:
     cohort = one_slide_each(("p", "a"), ("q", "b"))
     with pytest.raises(SplitError) as caught:
@@ -558,6 +565,44 @@ def test_sites_come_from_barcodes_and_there_must_be_enough() -> None:
         make_splits(cohort, sites=sites_of(cohort))
     with pytest.raises(SplitError, match="patient 'p' bears no TCGA barcode"):
         sites_of(one_slide_each(("p", "a"), ("q", "b")))
+
+
+def at_sites(layout: dict[str, str]) -> Cohort:
+    """A patient for each letter, which is its class, of each site."""
+    kinds = [(site, kind) for site, letters in layout.items() for kind in letters]
+    slides = [CohortSlide(f"TCGA-{s}-{k:04d}-01", f"TCGA-{s}-{k:04d}", kind) for k, (s, kind) in enumerate(kinds)]
+    return Cohort(tuple(slides), ClassificationTask(label="grade"), tuple(sorted({kind for _, kind in kinds})))
+
+
+def test_few_sites_are_cut_though_val_is_to_be_a_small_share() -> None:
+    """Two sites are left outside each test side: val cannot be one of ten parts."""
+    cohort = at_sites({f"0{k}": "aaaabb" for k in range(4)})
+    for fold in make_splits(cohort, folds=2, val_share=0.1, sites=sites_of(cohort)):
+        assert [len(fold.side(side)) for side in SIDES] == [6, 6, 12]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.4, 0.7])
+def test_val_of_whole_sites_is_the_part_that_comes_nearest_to_its_share(share: float) -> None:
+    cohort = of_sites(400, 40)
+    for fold in make_splits(cohort, sites=sites_of(cohort), val_share=share):
+        assert len(fold.val) / (len(fold.train) + len(fold.val)) == pytest.approx(share, abs=0.07)
+
+
+def test_every_side_of_whole_sites_has_every_class_or_the_class_is_named() -> None:
+    layout = {f"0{k}": "aaaa" for k in range(6)} | {f"1{k}": "aab" for k in range(3)} | {"20": "aabbb"}
+    cohort = at_sites(layout)
+    label = {case: slides[0].label for case, slides in cohort.cases().items()}
+    for seed in range(8):
+        for fold in make_splits(cohort, folds=3, seed=seed, sites=sites_of(cohort)):
+            assert all({label[case] for case in fold.side(side)} == {"a", "b"} for side in SIDES)
+    layout["10"] = layout["11"] = "aaa"
+    cohort = at_sites(layout | {"20": "aabbbbbb"})
+    with pytest.raises(SplitError) as caught:
+        make_splits(cohort, folds=3, sites=sites_of(cohort))
+    assert str(caught.value) == (
+        "folds: 3 need patients of each kind from at least 3 sites where sites are kept together, 'b' has 2; use fewer "
+        "folds or merge classes"
+    )
 
 
 def test_repeats_are_cross_validations_of_their_own() -> None:

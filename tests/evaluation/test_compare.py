@@ -14,6 +14,7 @@ from wsi2d.errors import RunError
 from wsi2d.evaluation.compare import compare
 from wsi2d.evaluation.evaluate import evaluate
 from wsi2d.evaluation.statistics import delong_test, patient_weights
+from wsi2d.evaluation.survival import survival_metrics
 
 FEW = EvaluationConfig(bootstrap=50)
 
@@ -80,6 +81,21 @@ def test_a_better_run_is_found_and_an_equal_one_is_not(tmp_path: Path) -> None:
     same = compare(*write(tmp_path, table(0.3), table(0.3)), FEW).metrics["auc"]
     assert same.delong is not None
     assert (same.mean, same.mean_p, same.t_test.p_value, same.delong.p_value) == (0, 1, 1, 1)
+
+
+def test_repeats_do_not_make_more_patients_of_those_trained_on(tmp_path: Path) -> None:
+    """Nadeau and Bengio's ratio of a cross-validation of four folds, done twice: 10 patients tested, 30 others."""
+    a, b = survival_table(1.0, 1), survival_table(0.3, 2)
+    twice = [pd.concat([f, f.assign(fold=(np.arange(40) // 10) + 4)], ignore_index=True) for f in (a, b)]
+    found = compare(*write(tmp_path, *twice), EvaluationConfig(bootstrap=0)).metrics["c_index"].t_test
+    scores = [
+        [survival_metrics(*(part[k].to_numpy(float) for k in ("time", "event", "risk")))["c_index"] for _, part in
+         frame.groupby("fold")]
+        for frame in twice
+    ]  # fmt: skip
+    differences = np.subtract(scores[1], scores[0])
+    error = np.sqrt((1 / 8 + 10 / 30) * differences.var(ddof=1))
+    assert found.statistic == pytest.approx(differences.mean() / error)
 
 
 def test_survival_of_two_runs(tmp_path: Path) -> None:

@@ -194,3 +194,25 @@ def test_follow_up_begins_at_0(tmp_path: Path) -> None:
     assert read_predictions(write(tmp_path, SURVIVAL, "a,a,0,0,1,0.5")).rows["time"].tolist() == [0]
     message = failure(write(tmp_path, SURVIVAL, "a,a,0,3,1,0.5", "b,b,0,-1,1,0.5"))
     assert message == "slide 'b' has a time below 0; mend it, follow-up begins at 0"
+
+
+@pytest.mark.parametrize(("rows", "says"), [
+    (("a,c,0,low,0.9,0.1", "b, ,0,low,0.9,0.1"), "line 3, slide 'b', has no case_id; name its patient"),
+    (("a,c,0,low,0.9,0.1", "a,c,0,low,0.8,0.2"), "slide 'a' is there twice; leave one row of it in each fold"),
+    (("a,c,,low,0.9,0.1", "a,c,,low,0.8,0.2"), "slide 'a' is there twice; leave one row of it in each fold"),
+    (("a,c,0,low,1.5,-0.5",), "slide 'a' has a probability outside 0 to 1 (1.5, -0.5); give probabilities"),
+    (("a,c,0,low,0.9,0.2",), "slide 'a' has probabilities that do not sum to 1 (0.9, 0.2); give probabilities of all"),
+])  # fmt: skip
+def test_rows_that_cannot_be_counted(tmp_path: Path, rows: tuple[str, ...], says: str) -> None:
+    assert failure(write(tmp_path, CLASSES, *rows)).startswith(says)
+
+
+def test_what_is_rounded_or_in_another_fold_is_taken(tmp_path: Path) -> None:
+    rows = "a,c,0,low,0.333,0.6667", "a,c,1,low,0.9,0.1"
+    assert len(read_predictions(write(tmp_path, CLASSES, *rows)).rows) == 2
+
+
+@pytest.mark.parametrize("other", ["3,1", "2,0"])
+def test_a_patient_has_one_outcome(tmp_path: Path, other: str) -> None:
+    message = failure(write(tmp_path, SURVIVAL, "a,c,0,2,1,0.4", f"b,c,1,{other},0.1"))
+    assert message.startswith("patient 'c' has rows with different times or events; give all his rows the same")

@@ -7,7 +7,7 @@ folder, as one file, or as a column of the cohort.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 
 from wsi2d.config import ClassificationTask, nearest
-from wsi2d.data.cohort import Cohort, plain_slide_id, read_table, same_value
-from wsi2d.data.splits import BARCODE, SIDES, Fold, read_splits, splits_in_column
+from wsi2d.data.cohort import BARCODE, Cohort, barcode_case, plain_slide_id, read_table, same_value
+from wsi2d.data.splits import SIDES, Fold, read_splits, splits_in_column
 from wsi2d.errors import CohortError, SplitError
 
 SLIDE_COLUMNS = ("slide_id", "slide", "image_id", "File Name", "filename", "file_name")
@@ -84,10 +84,10 @@ class Audit:
     """The report on all folds, and the splits with their patients put right.
 
     Attributes:
-        slides, patients: of the cohort; patients are None where no column names them.
+        slides, patients: of the cohort; patients are None where neither a column nor barcodes name that of every slide.
         folds: one report each.
-        held_out_twice: patients whom more than one fold holds out, sorted; as repeated splits do, but folds of one
-            cross-validation should not.
+        held_out_twice: patients (slides, where patients are unknown) whom more than one fold holds out, sorted; as
+            repeated splits do, but folds of one cross-validation should not.
         repaired: every patient on one side, the one that is scored last; unknown ids left out.
     """
 
@@ -101,6 +101,16 @@ class Audit:
     def leaks(self) -> bool:
         """Whether a patient, or a slide where patients are unknown, is on two sides."""
         return any(f.shared_cases or f.shared_slides for f in self.folds)
+
+    def emptied(self) -> list[str]:
+        """A line for each side that had somebody and has nobody left in the repaired splits."""
+        pairs = [(report, fold) for report, fold in zip(self.folds, self.repaired, strict=True)]
+        return [
+            f"fold {fold.index}: its {side} side is empty once patients are on one side each; make new splits"
+            for report, fold in pairs
+            for side in report.sides
+            if not fold.side(side)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """What ``--json`` prints."""
@@ -128,7 +138,8 @@ class Audit:
             more = f"; likewise in {', '.join(f'fold {k}' for k, _ in others)}" if others else ""
             lines.append(f"fold {first}: {line}{more}")
         if self.held_out_twice:
-            lines.append(f"{len(self.held_out_twice)} patients are held out by more than one fold")
+            who = "slides" if self.patients is None else "patients"
+            lines.append(f"{len(self.held_out_twice)} {who} are held out by more than one fold")
         return lines
 
 
@@ -156,13 +167,13 @@ def audit(
     return _audited(table, _folds(table, splits))
 
 
-def audit_cohort(cohort: Cohort, folds: Sequence[Fold], *, patients_known: bool = True) -> Audit:
+def audit_cohort(cohort: Cohort, folds: Sequence[Fold], *, patients_known: bool | Collection[str] = True) -> Audit:
     """Look at splits of a cohort that is loaded already, with its outcome.
 
     Args:
         cohort: who is split.
         folds: as they stand in the splits.
-        patients_known: its patients are more than slides of their own.
+        patients_known: its patients are more than slides of their own; or the slides of which that holds.
     """
     if isinstance(cohort.task, ClassificationTask):
         label = cohort.task.label
@@ -172,12 +183,13 @@ def audit_cohort(cohort: Cohort, folds: Sequence[Fold], *, patients_known: bool 
         time = cohort.task.time
         rows = {s.slide_id: {time: s.time, _HAPPENED: str(int(bool(s.event)))} for s in cohort.slides}
         outcomes = Outcomes(time=time, event=f"{_HAPPENED}=1")
-    return _audited(_Table(rows, {s.slide_id: s.case_id for s in cohort.slides}, patients_known, outcomes), folds)
+    told = (set(rows) if patients_known else set()) if isinstance(patients_known, bool) else set(patients_known)
+    return _audited(_Table(rows, {s.slide_id: s.case_id for s in cohort.slides}, told, outcomes), folds)
 
 
 def _audited(table: _Table, folds: Sequence[Fold]) -> Audit:
     reports, repaired = zip(*(_report(fold, table) for fold in folds), strict=True)
-    patients = len(set(table.case_of.values())) if table.has_cases else None
+    patients = len(set(table.case_of.values())) if table.all_told else None
     held_out = Counter(case for fold in folds for case in _held_out_cases(fold, table))
     twice = tuple(sorted(case for case, count in held_out.items() if count > 1))
     return Audit(len(table.rows), patients, reports, twice, repaired)
@@ -190,9 +202,10 @@ class _Table:
     """A cohort with as much as it tells: what is known of each slide, and its patient."""
 
     def __init__(
-        self, rows: dict[str, dict[Any, Any]], case_of: dict[str, str], has_cases: bool, outcomes: Outcomes
+        self, rows: dict[str, dict[Any, Any]], case_of: dict[str, str], told: set[str], outcomes: Outcomes
     ) -> None:
-        self.rows, self.case_of, self.has_cases, self.outcomes = rows, case_of, has_cases, outcomes
+        self.rows, self.case_of, self.told, self.outcomes = rows, case_of, told, outcomes
+        self.all_told = len(told) == len(rows)  # of every slide it is known whose it is
         self.slides_of: dict[str, list[str]] = {}
         for slide_id, case_id in case_of.items():
             self.slides_of.setdefault(case_id, []).append(slide_id)
@@ -204,7 +217,12 @@ class _Table:
 
     def case(self, slide_id: str) -> str:
         """The patient of a slide; of one that the table does not have, what a TCGA barcode says of it."""
-        return self.case_of.get(slide_id) or _barcode_case(slide_id)
+        return self.case_of.get(slide_id) or barcode_case(slide_id)
+
+    def told_cases(self, names: Iterable[str]) -> set[str]:
+        """Patients of slides or unknown ids, as far as they are told."""
+        told = (i for i in names if i in self.told or (i not in self.rows and (self.all_told or BARCODE.match(i))))
+        return {self.case(i) for i in told}
 
 
 class _TableOfFile(_Table):
@@ -223,28 +241,34 @@ class _TableOfFile(_Table):
         for name in (slide, case, *wanted):
             if name is not None and name not in columns:
                 raise CohortError(f"cohort {path}: no column '{name}'; {nearest(name, columns)}")
+        if outcomes.event is not None:
+            _refuse_no_event(frame, path, outcomes.event)
         self.path, self.columns, self.slide_column = path, columns, slide
         ids = [plain_slide_id(value) for value in frame[slide]]
         twice = [name for name, count in Counter(ids).items() if count > 1]
         if twice:
             raise CohortError(f"cohort {path}: slide '{twice[0]}' occurs more than once; keep one row a slide")
-        cases = ids if case is None else list(frame[case])
-        case_of = {i: c or _barcode_case(i) for i, c in zip(ids, cases, strict=True)}
-        super().__init__(dict(zip(ids, frame.to_dict("records"), strict=True)), case_of, case is not None, outcomes)
+        named = [""] * len(ids) if case in (None, slide) else list(frame[case])
+        case_of = {i: c or barcode_case(i) for i, c in zip(ids, named, strict=True)}
+        told = {i for i, c in zip(ids, named, strict=True) if c or BARCODE.match(i)}
+        super().__init__(dict(zip(ids, frame.to_dict("records"), strict=True)), case_of, told, outcomes)
 
 
-def _barcode_case(slide_id: str) -> str:
-    """The patient in a TCGA barcode; the slide itself where it bears none."""
-    barcode = BARCODE.match(slide_id)
-    return barcode[0] if barcode else slide_id
+def _refuse_no_event(frame: pd.DataFrame, path: Path, event: str) -> None:
+    column, _, value = event.partition("=")
+    values = sorted(set(frame[column]))
+    if not any(same_value(v, value) for v in values):
+        raise CohortError(f"cohort {path}: no row has {event}; {column} holds {', '.join(values[:5])}")
 
 
 # --- the splits ----------------------------------------------------------------------------------------------------
 
 
 def _folds(table: _TableOfFile, splits: str) -> tuple[Fold, ...]:
-    if Path(splits).exists():
-        return read_splits(splits)
+    path = Path(splits)
+    empty = path.is_dir() and not any(path.glob("splits_*.csv"))
+    if path.exists() and not (empty and splits in table.columns):
+        return read_splits(path)
     if splits not in table.columns:
         raise SplitError(
             f"splits {splits}: neither a folder or file nor a column of {table.path}; {nearest(splits, table.columns)}"
@@ -261,26 +285,23 @@ def _report(fold: Fold, table: _Table) -> tuple[FoldReport, Fold]:
     cases: dict[str, set[str]] = {}
     for side in SIDES:
         found: dict[str, None] = {}
-        cases[side] = set()
+        strangers = []
         for name in fold.side(side):
             ids = table.slides(name)
-            if ids is None:
-                unknown.append(name)
-                cases[side].add(table.case(plain_slide_id(name)))
-            else:
-                found.update(dict.fromkeys(ids))
-                cases[side].update(table.case(i) for i in ids)
+            strangers += [name] if ids is None else []
+            found.update(dict.fromkeys(ids or ()))
         slides[side] = list(found)
+        cases[side] = table.told_cases([*found, *map(plain_slide_id, strangers)])
+        unknown += strangers
     pairs = list(combinations([side for side in SIDES if fold.side(side)], 2))
-    known_cases = table.has_cases or any(BARCODE.match(name) for side in SIDES for name in fold.side(side))
-    shared = {f"{a}-{b}": cases[a] & cases[b] for a, b in pairs} if known_cases else {}
+    shared = {f"{a}-{b}": cases[a] & cases[b] for a, b in pairs}
     on_two = sorted(set[str]().union(*(set(slides[a]) & set(slides[b]) for a, b in pairs)))
     named = {i for ids in slides.values() for i in ids}
     held_out = "test" if fold.test else "val"
     sides = [side for side in SIDES if fold.side(side)]
     report = FoldReport(
         fold=fold.index,
-        sides={side: _side(slides[side], cases[side] if known_cases else None, table) for side in sides},
+        sides={side: _side(slides[side], table) for side in sides},
         shared_cases=sorted(set[str]().union(*shared.values())),
         shared_between={pair: len(found) for pair, found in shared.items() if found},
         shared_slides=on_two,
@@ -289,14 +310,14 @@ def _report(fold: Fold, table: _Table) -> tuple[FoldReport, Fold]:
         shared_sites=_shared_sites(slides, pairs),
         drift=_drift(slides["train"], slides[held_out], held_out, table),
     )
-    return report, _repaired(fold, table, known_cases)
+    return report, _repaired(fold, table)
 
 
 def _held_out_cases(fold: Fold, table: _Table) -> set[str]:
     return {table.case(i) for name in fold.test or fold.val for i in table.slides(name) or [plain_slide_id(name)]}
 
 
-def _side(slides: Sequence[str], cases: set[str] | None, table: _Table) -> SideReport:
+def _side(slides: Sequence[str], table: _Table) -> SideReport:
     outcomes = table.outcomes
     rows = [table.rows[i] for i in slides]
     first = _one_a_case(slides, table)
@@ -304,10 +325,10 @@ def _side(slides: Sequence[str], cases: set[str] | None, table: _Table) -> SideR
     times = pd.to_numeric(pd.Series([row[outcomes.time] for row in first]), errors="coerce") if outcomes.time else None
     return SideReport(
         slides=len(slides),
-        patients=None if cases is None else len(cases),
+        patients=len({table.case(i) for i in slides}) if table.all_told else None,
         classes=dict(sorted(classes.items())),
         events=sum(_events(first, outcomes.event)) if outcomes.event else None,
-        median_time=None if times is None or not len(times) else float(times.median()),
+        median_time=None if times is None or times.isna().all() else float(times.median()),
     )
 
 
@@ -358,7 +379,7 @@ def _drift(train: Sequence[str], held_out: Sequence[str], name: str, table: _Tab
     return found
 
 
-def _repaired(fold: Fold, table: _Table, by_case: bool) -> Fold:
+def _repaired(fold: Fold, table: _Table) -> Fold:
     """Every patient (slide, where patients are unknown) on the side that is scored last, and no unknown ids."""
     taken: set[str] = set()
     sides: dict[str, tuple[str, ...]] = {}
@@ -366,12 +387,8 @@ def _repaired(fold: Fold, table: _Table, by_case: bool) -> Fold:
         kept = []
         for name in dict.fromkeys(fold.side(side)):
             ids = table.slides(name)
-            if ids is not None and not {_owner(i, table, by_case) for i in ids} & taken:
+            if ids is not None and not {table.case(i) for i in ids} & taken:
                 kept.append(name)
         sides[side] = tuple(kept)
-        taken |= {_owner(i, table, by_case) for name in kept for i in table.slides(name) or ()}
+        taken |= {table.case(i) for name in kept for i in table.slides(name) or ()}
     return Fold(fold.index, *(sides[side] for side in SIDES))
-
-
-def _owner(slide_id: str, table: _Table, by_case: bool) -> str:
-    return table.case(slide_id) if by_case else slide_id

@@ -19,7 +19,9 @@ from wsi2d.slides.discovery import SLIDE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
+BARCODE = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}")  # of TCGA: the patient; its first part is the site
 _IN_A_RUN = "data.cohort in a run's YAML"
+_CASE_COLUMN = "case_id"
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ def load_cohort(
         path: the CSV file.
         task: which columns hold the label, or time and event and the value that means the event happened.
         slide_column, case_column: columns of slide and patient ids. Name the slide column twice where each slide is
-            a patient of its own.
-        case_pattern: regular expression that finds the patient in a slide's id, where the table does not name one.
+            a patient of its own; slides whose ids are TCGA's barcodes are those of the patient in the barcode even so.
+        case_pattern: regular expression that finds the patient in a slide's id, where the table does not name one, or
+            has no column ``case_id`` at all.
         some_classes: whether slides of some of the task's classes are enough.
 
     Raises:
@@ -243,11 +246,28 @@ def _ids(
 ) -> tuple[list[str], list[str]]:
     """Slide and patient of each row."""
     slide_ids = [plain_slide_id(v) for v in _column(table, path, slide_column)]
-    if case_pattern is not None and case_column in table:
-        table = table.assign(**{case_column: _found_cases(table[case_column], slide_ids, case_pattern)})
     if case_column == slide_column:
-        return slide_ids, slide_ids
+        return slide_ids, _cases_in_ids(slide_ids, case_pattern)
+    if case_pattern is not None and (case_column in table or case_column == _CASE_COLUMN):
+        named = table[case_column] if case_column in table else [""] * len(slide_ids)
+        table = table.assign(**{case_column: _found_cases(named, slide_ids, case_pattern)})
     return slide_ids, _case_ids(table, path, case_column, slide_column)
+
+
+def _cases_in_ids(slide_ids: list[str], pattern: str | None) -> list[str]:
+    """Patients as a pattern or a barcode tells them; the slide itself where neither does."""
+    found = slide_ids if pattern is None else _found_cases([""] * len(slide_ids), slide_ids, pattern)
+    cases = [case or slide_id for case, slide_id in zip(found, slide_ids, strict=True)]
+    cases = [barcode_case(case) if case == slide_id else case for case, slide_id in zip(cases, slide_ids, strict=True)]
+    if len(set(cases)) < len(slide_ids):
+        logger.warning("%d slides are of %d patients, as their ids tell", len(slide_ids), len(set(cases)))
+    return cases
+
+
+def barcode_case(slide_id: str) -> str:
+    """The patient in a TCGA barcode; the slide itself where it bears none."""
+    barcode = BARCODE.match(slide_id)
+    return barcode[0] if barcode else slide_id
 
 
 def _found_cases(cases: Iterable[str], slide_ids: Iterable[str], pattern: str) -> list[str]:

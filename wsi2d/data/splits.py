@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from wsi2d.config import SurvivalTask, nearest
-from wsi2d.data.cohort import Cohort, CohortSlide, not_csv, plain_slide_id, read_table
+from wsi2d.data.cohort import BARCODE, Cohort, CohortSlide, not_csv, plain_slide_id, read_table
+from wsi2d.data.site_cuts import Sides, cut_by_site, sites_needed, sites_of_kinds
 from wsi2d.errors import SplitError
 from wsi2d.files import make_folder, remove_partials, write_text
 
 logger = logging.getLogger(__name__)
 
 SIDES = ("train", "val", "test")
-BARCODE = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}")  # of TCGA: the patient; its first part is the site
 _SIDE_NAMES = {**{side: side for side in SIDES}, "training": "train", "valid": "val", "validation": "val"}
 _SEEDS = 2**32  # how many scikit-learn takes
 
@@ -81,8 +81,9 @@ def make_splits(
         seed: the same seed gives the same folds.
         val_share: share of the patients outside the test side that choose the epoch.
         repeats: how many cross-validations, each with another seed; every patient is tested once in each.
-        sites: the site of each patient, as of :func:`sites_of`. Each site then stands on one side of a fold, and the
-            kinds are balanced as well as that allows (F. M. Howard et al., Nature Communications 2021, on why).
+        sites: the site of each patient, as of :func:`sites_of`. Each site then stands on one side of a fold, every side
+            has every kind, and the kinds are balanced as well as that allows (F. M. Howard et al., Nature
+            Communications 2021, on why).
 
     Raises:
         SplitError: too few patients of a class or too few sites for that many folds, or impossible arguments.
@@ -96,32 +97,17 @@ def make_splits(
     if not 0 < val_share < 1:
         raise SplitError(f"folds: val_share must lie between 0 and 1, got {val_share}")
     cases = list(cohort.cases())
-    at_least = max(folds + 1, 4)  # of each kind: one a fold, and two outside each test side, for train and val
-    val_size = int(len(cases) * (1 - 1 / folds) * val_share)
-    strata = _strata(cohort, cases, at_least=at_least, at_most=val_size)
-    rarest, count = min(Counter(strata).items(), key=lambda item: item[1])
-    if count < at_least:
-        raise SplitError(
-            f"folds: {folds} need at least {at_least} patients of each kind, '{rarest}' has {count}; "
-            "use fewer folds or merge classes"
-        )
     groups = None if sites is None else [sites[case] for case in cases]
-    if groups is not None and len(set(groups)) < folds + 2:
-        raise SplitError(
-            f"folds: {folds} need patients of at least {folds + 2} sites, for train and val beside each test side; "
-            f"there are {len(set(groups))}; use fewer folds"
-        )
+    strata = _kinds_for(cohort, cases, groups, folds, val_share)
     result: list[Fold] = []
     for repeat in range(repeats):
         first = seed + repeat * folds
         if groups is None:
-            outer = StratifiedKFold(folds, shuffle=True, random_state=first).split(cases, strata)
+            cut = _cut(cases, strata, folds, val_share, first)
         else:
-            outer = StratifiedGroupKFold(folds, shuffle=True, random_state=first).split(cases, strata, groups)
-        for k, (rest, test) in enumerate(outer):
-            train, val = _outside_test(rest, strata, groups, val_share, first + k)
-            sides = (tuple(cases[i] for i in sorted(side)) for side in (train, val, test))
-            result.append(Fold(len(result), *sides))
+            cut = cut_by_site(strata, groups, folds, val_share, first)
+        for three in cut:
+            result.append(Fold(len(result), *(tuple(cases[i] for i in sorted(side)) for side in three)))
     return tuple(result)
 
 
@@ -156,26 +142,52 @@ def sites_of(cohort: Cohort) -> dict[str, str]:
     return found
 
 
-def _outside_test(
-    rest: NDArray[np.int64], strata: Sequence[str], groups: Sequence[str] | None, val_share: float, seed: int
-) -> tuple[list[int], list[int]]:
-    """Train and val among the patients that a fold does not test."""
-    kinds = [strata[i] for i in rest]
-    too_few = (
-        f"folds: val_share {val_share:g} of {_counted(kinds)} leaves train or val too few to have every kind; "
-        "use another val share or fewer folds"
-    )
+def _kinds_for(
+    cohort: Cohort, cases: Sequence[str], groups: Sequence[str] | None, folds: int, val_share: float
+) -> list[str]:
+    """The kind of each patient; SplitError where there are too few of one, or of sites, to cut them."""
+    at_least = max(folds + 1, 4)  # of each kind: one a fold, and two outside each test side, for train and val
+    val_size = int(len(cases) * (1 - 1 / folds) * val_share)
+    strata = _strata(cohort, cases, at_least=at_least, at_most=val_size)
+    if groups is not None and min(sites_of_kinds(strata, groups).values()) < sites_needed(folds):
+        strata = _strata(cohort, cases, at_most=0)
+    rarest, count = min(Counter(strata).items(), key=lambda item: item[1])
+    if count < at_least:
+        raise SplitError(
+            f"folds: {folds} need at least {at_least} patients of each kind, '{rarest}' has {count}; "
+            "use fewer folds or merge classes"
+        )
     if groups is None:
+        return strata
+    if len(set(groups)) < folds + 2:
+        raise SplitError(
+            f"folds: {folds} need patients of at least {folds + 2} sites, for train and val beside each test side; "
+            f"there are {len(set(groups))}; use fewer folds"
+        )
+    rarest, count = min(sites_of_kinds(strata, groups).items(), key=lambda item: item[1])
+    if count < sites_needed(folds):
+        raise SplitError(
+            f"folds: {folds} need patients of each kind from at least {sites_needed(folds)} sites where sites are kept "
+            f"together, '{rarest}' has {count}; use fewer folds or merge classes"
+        )
+    return strata
+
+
+def _cut(cases: Sequence[str], strata: Sequence[str], folds: int, val_share: float, first: int) -> list[Sides]:
+    """Train, val and test of each fold, as positions."""
+    found: list[Sides] = []
+    outer = StratifiedKFold(folds, shuffle=True, random_state=first).split(cases, strata)
+    for k, (rest, test) in enumerate(outer):
+        kinds = [strata[i] for i in rest]
         try:
-            return _stratified_cut(rest, kinds, val_share, seed)
+            train, val = _stratified_cut(rest, kinds, val_share, first + k)
         except ValueError as error:
-            raise SplitError(too_few) from error
-    parts = StratifiedGroupKFold(max(2, round(1 / val_share)), shuffle=True, random_state=seed % _SEEDS)
-    try:
-        train, val = next(parts.split(np.zeros(len(rest)), kinds, [groups[i] for i in rest]))
-    except ValueError as error:
-        raise SplitError(too_few) from error
-    return [int(rest[i]) for i in train], [int(rest[i]) for i in val]
+            raise SplitError(
+                f"folds: val_share {val_share:g} of {_counted(kinds)} leaves train or val too few to have every kind; "
+                "use another val share or fewer folds"
+            ) from error
+        found.append((train, val, [int(i) for i in test]))
+    return found
 
 
 def write_splits(folds: Sequence[Fold], folder: Path | str) -> None:
@@ -262,7 +274,7 @@ def resolve_fold(
     """
     by_id = _slides_by_id(cohort)
     sides = {name: _lookup(fold, name, by_id, cohort, skip=unknown == "skip") for name in SIDES}
-    inner = not sides["test"]
+    inner = not fold.test
     if inner:
         sides["test"] = sides["val"]
     for name in ("train", "test") if inner else SIDES:

@@ -210,7 +210,7 @@ def _notes_of(first: Path, second: Path) -> list[str]:
 
 
 def _test_train_ratio(scored: ScoredTable) -> float:
-    """Patients of a fold over those of the other folds, the mean over folds."""
+    """Patients of a fold over all others, each of whom counts once in however many folds; the mean over folds."""
     patients = scored.rows.groupby("fold")["case_id"].nunique().to_numpy(float)
-    others = patients.sum() - patients
+    others = scored.rows["case_id"].nunique() - patients
     return float(np.mean(patients / others)) if others.all() else math.nan

@@ -120,7 +120,7 @@ def evaluate(run: Path | str, config: EvaluationConfig | None = None, *, seed: i
     """
     folder = Path(run)
     if is_table(folder):
-        return evaluate_table(read_predictions(folder), config, seed=seed)
+        return evaluate_table(read_predictions(folder), config, seed=seed, notes=read_notes(notes_beside(folder)))
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         raise RunError(f"run {folder}: no {PREDICTIONS_FILE}; train it to the end first")
@@ -132,6 +132,11 @@ def evaluate(run: Path | str, config: EvaluationConfig | None = None, *, seed: i
         write_text(folder / RISK_GROUPS_FILE, evaluation.survival.risk_groups.to_csv())
     write_text(folder / METRICS_FILE, evaluation.to_json())
     return evaluation
+
+
+def notes_beside(table: Path) -> Path:
+    """Where the notes of a table that stands alone lie, if it has any."""
+    return table.with_suffix(".notes.json")
 
 
 def is_table(run: Path) -> bool:
@@ -179,7 +184,7 @@ def evaluate_table(
     confusion = _confusion(table.classes, scored, everyone, intervals) if table.kind == "classification" else None
     survival = None
     if scored.patients is not None:
-        survival = survival_details(scored.patients, rows, config, trained=bool(training))
+        survival = survival_details(scored.patients, rows, config, trained=bool(scored.training))
         notes += _held_out_twice(rows)
     return Evaluation(
         table.kind, scored.unit, sum(map(len, table.slide_ids())), rows["case_id"].nunique(),

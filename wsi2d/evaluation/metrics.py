@@ -38,11 +38,11 @@ def classification_scores(
 
     Returns:
         Values ``[B]`` by name, better when higher but for ``ece``: ``auc`` and ``auprc`` (of class 1 where there are
-        two classes, else the mean over classes one-vs-rest), ``f1`` (mean over classes), ``accuracy``,
-        ``balanced_accuracy``, ``ece`` (expected calibration error of the predicted class, ten bins); ``auc_micro``
-        (one-vs-rest, all classes' rows together) where there are more than two classes; ``quadratic_kappa`` where they
-        are ordered. A metric that the labels do not define (an area where a class is absent, anything of no rows) is
-        NaN.
+        two classes, else the mean over classes one-vs-rest), ``f1`` (mean over the classes that are true or predicted),
+        ``accuracy``, ``balanced_accuracy``, ``ece`` (expected calibration error of the predicted class, ten bins);
+        ``auc_micro`` (one-vs-rest, all classes' rows together) where there are more than two classes;
+        ``quadratic_kappa`` where they are ordered. A metric that the labels do not define (an area where a class is
+        absent, anything of no rows) is NaN.
     """
     classes = probabilities.shape[1]
     if not len(labels):
@@ -51,7 +51,7 @@ def classification_scores(
     predicted = probabilities.argmax(1)
     counts = counting.confusion(labels, predicted, classes, weights)
     hits, true, said = np.diagonal(counts, axis1=1, axis2=2), counts.sum(2), counts.sum(1)
-    f1 = np.nan_to_num(counting.ratio(2 * hits, true + said)).mean(1)
+    f1 = counting.ratio(np.nan_to_num(counting.ratio(2 * hits, true + said)).sum(1), (true + said > 0).sum(1) * 1.0)
     recalls = counting.ratio(hits, true)
     present = (true > 0).sum(1)
     absent = present < classes

@@ -22,6 +22,7 @@ _MEDIAN = "median_time"
 RISK_CUT = "risk_cut"
 JOINED_SLIDES = "joined_slides"
 _TEXTS = ("slide_id", "case_id", "label", JOINED_SLIDES)
+_ROUNDED = 1e-3  # by how much probabilities may miss 1
 _ANEW = "let `wsi2d train` make that of a run anew"
 
 
@@ -138,7 +139,8 @@ def read_predictions(path: Path | str) -> PredictionTable:
     Raises:
         RunError: missing file or columns, unknown labels, numbers that are none, folds that are no whole numbers,
             events that are neither 0 nor 1, times below 0, a cut that differs within a fold, survival curves that rise,
-            or a patient with two rows in a fold where a row is a patient.
+            a blank patient, a slide with two rows in a fold, a patient with several times or events, probabilities that
+            are none, or a patient with two rows in a fold where a row is a patient.
     """
     path = Path(path)
     try:
@@ -172,6 +174,7 @@ def read_predictions(path: Path | str) -> PredictionTable:
             f"predictions {path}: fold '{rows['fold'][wrong].iloc[0]}' is no whole number; leave it blank for an "
             "ensemble"
         )
+    _check_ids(rows, path)
     if JOINED_SLIDES in rows:
         _check_joined(rows, path)
     if kind == "survival":
@@ -182,7 +185,39 @@ def read_predictions(path: Path | str) -> PredictionTable:
             f"predictions {path}: label '{unknown[0]}' has no column '{PROBABILITY}{unknown[0]}'; mend the label "
             f"(there are {', '.join(classes)}) or add the column"
         )
+    if classes:
+        _check_probabilities(rows, classes, path)
     return PredictionTable(kind, classes, rows)
+
+
+def _check_ids(rows: pd.DataFrame, path: Path) -> None:
+    blank = rows["case_id"].str.strip() == ""
+    if blank.any():
+        first = int(np.argmax(blank))
+        raise RunError(
+            f"predictions {path}: line {first + 2}, slide '{rows['slide_id'].iloc[first]}', has no case_id; name its "
+            "patient, or repeat slide_id where each slide is a patient of its own"
+        )
+    twice = rows.duplicated(["slide_id", "fold"]) & (JOINED_SLIDES not in rows)
+    if twice.any():
+        raise RunError(
+            f"predictions {path}: slide '{rows['slide_id'][twice].iloc[0]}' is there twice; leave one row of it in "
+            "each fold"
+        )
+
+
+def _check_probabilities(rows: pd.DataFrame, classes: tuple[str, ...], path: Path) -> None:
+    values = rows[[PROBABILITY + c for c in classes]].to_numpy(float)
+    for wrong, what in (
+        (((values < -_ROUNDED) | (values > 1 + _ROUNDED)).any(1), "a probability outside 0 to 1"),
+        (np.abs(values.sum(1) - 1) > _ROUNDED, "probabilities that do not sum to 1"),
+    ):
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            raise RunError(
+                f"predictions {path}: slide '{rows['slide_id'].iloc[first]}' has {what} "
+                f"({', '.join(f'{v:g}' for v in values[first])}); give probabilities of all classes, not logits"
+            )
 
 
 def _check_joined(rows: pd.DataFrame, path: Path) -> None:
@@ -200,6 +235,13 @@ def _check_survival(rows: pd.DataFrame, path: Path) -> None:
     if (rows["time"] < 0).any():
         slide = rows["slide_id"][rows["time"] < 0].iloc[0]
         raise RunError(f"predictions {path}: slide '{slide}' has a time below 0; mend it, follow-up begins at 0")
+    outcomes = rows[["case_id", "time", "event"]].drop_duplicates()
+    several = outcomes["case_id"][outcomes["case_id"].duplicated()]
+    if len(several):
+        raise RunError(
+            f"predictions {path}: patient '{several.iloc[0]}' has rows with different times or events; give all his "
+            "rows the same"
+        )
     if RISK_CUT in rows and rows[RISK_CUT].astype(str).str.strip().isin(["", "nan"]).any():
         del rows[RISK_CUT]  # some folds were trained before cuts were kept
     if RISK_CUT in rows:

@@ -106,7 +106,7 @@ def score_table(
     Args:
         table: as read.
         config: what the numbers are to be of.
-        training: time and event of each fold's training patients, where they are known.
+        training: time and event of each fold's training patients; not used unless those of every fold are known.
         until: survival curves are used up to this time at most, so that two tables are scored at the same times.
 
     Raises:
@@ -119,13 +119,15 @@ def score_table(
         unit: BagUnit = "case" if table.joined else config.unit
         part = table.subset(rows.reset_index(drop=True) if unit == "slide" else _mean_by_case(rows))
         return ScoredTable(part.rows, unit, folds, part.labels, part.probabilities, config.ordered, None, {})
+    known = training if training is not None and set(folds) <= training.keys() else {}
     curves = read_curves(rows)
     patients = rows.groupby(["fold", "case_id"], sort=False)
     kept = {"slide_id": "first", "time": "first", "event": "first", "risk": "mean"}
     kept |= {RISK_CUT: "first"} if RISK_CUT in rows else {}
     cases = patients.agg(kept).reset_index()
-    scored = _patients(cases, curves, patients.ngroup().to_numpy(), config, until)
-    return ScoredTable(cases, "case", folds, np.zeros(0, np.int64), np.zeros((0, 0)), False, scored, training or {})
+    followed = min((float(known[f][0].max()) for f in folds if f in known), default=math.inf)
+    scored = _patients(cases, curves, patients.ngroup().to_numpy(), config, until, followed)
+    return ScoredTable(cases, "case", folds, np.zeros(0, np.int64), np.zeros((0, 0)), False, scored, known)
 
 
 def _mean_by_case(rows: pd.DataFrame) -> pd.DataFrame:
@@ -149,8 +151,10 @@ def _patients(
     case_of: NDArray[np.integer[Any]],
     config: EvaluationConfig,
     until: float,
+    followed: float,
 ) -> SurvivalTable:
-    """Patients' outcomes and predictions; a patient's curve is the mean over slides, as the risk is."""
+    """Patients' outcomes and predictions; a patient's curve is the mean over slides, as the risk is. The Brier score's
+    times end where the follow-up of a fold, or of those trained on (``followed``), ends: no weights are known later."""
     time, risk = cases["time"].to_numpy(float), cases["risk"].to_numpy(float)
     event = cases["event"].to_numpy(float) > 0
     died = np.unique(time[event])
@@ -160,7 +164,7 @@ def _patients(
         at = min(at, until if curves is None else min(until, curves.end))
     if curves is None:
         return SurvivalTable(time, event, risk, at, None, np.zeros(0), np.zeros((len(time), 0)))
-    last = cases.groupby("fold")["time"].max().min()
+    last = min(float(cases.groupby("fold")["time"].max().min()), followed)
     grid = died[(died <= min(until, curves.end)) & (died < last)]
     if len(grid) > _MOST_TIMES:
         grid = grid[np.linspace(0, len(grid) - 1, _MOST_TIMES).round().astype(int)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wsi2d.data.cohort import plain_slide_id
 from wsi2d.data.splits import read_splits
 from wsi2d.errors import RunError
 from wsi2d.evaluation.survival import Outcomes
@@ -35,8 +36,8 @@ def training_outcomes(run: Path) -> dict[int, Outcomes]:
         ) from error
     outcomes = {}
     for fold in read_splits(splits):
-        ids = set(fold.train)
-        known = cases[cohort["case_id"].isin(ids) | cohort["slide_id"].isin(ids)].drop_duplicates("case_id")
+        ids, slides = set(fold.train), set(map(plain_slide_id, fold.train))
+        known = cases[cohort["case_id"].isin(ids) | cohort["slide_id"].isin(slides)].drop_duplicates("case_id")
         if len(known):
             outcomes[fold.index] = known["time"].to_numpy(np.float64), known["event"].to_numpy(bool)
     return outcomes

@@ -42,6 +42,7 @@ class ModelCard:
         features: what the features were that it was trained on.
         fold, epoch: which fold, and the epoch (from 1) that validation chose.
         last_event, log_risk, baseline: as in :class:`wsi2d.training.targets.FoldTask`.
+        risk_cut: for survival, the median risk of the patients that it was trained on; None in older files.
     """
 
     model: dict[str, Any]
@@ -56,6 +57,7 @@ class ModelCard:
     last_event: float | None = None
     log_risk: bool = False
     baseline: Baseline | None = None
+    risk_cut: float | None = None
 
     @property
     def task(self) -> FoldTask:
@@ -199,7 +201,7 @@ def _sound_times(card: ModelCard) -> bool:
     """Whether what survival curves are made from can be one: finite, and growing where it must."""
     if card.kind == "survival" and not (card.bin_edges and _grows(card.bin_edges)):
         return False
-    if card.last_event is not None and not math.isfinite(card.last_event):
+    if not all(math.isfinite(value) for value in (card.last_event, card.risk_cut) if value is not None):
         return False
     if card.baseline is None:
         return True

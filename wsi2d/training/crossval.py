@@ -87,9 +87,7 @@ def train(config: RunConfig | Path | str, *, progress: TrainProgress | None = No
     loss = loss_config(config.training.loss, config.task.kind)
     for fold in study.folds:
         check_fold(study.cohort, fold, study.store, loss, config.data.bag)
-    report = audit_cohort(
-        study.cohort, splits_of(config), patients_known=config.data.case_column != config.data.slide_column
-    )
+    report = audit_cohort(study.cohort, splits_of(config), patients_known=_patients_known(config, study))
     for line in report.warnings():
         logger.warning("audit: %s", line)
     prepare_run_folder(config, study)
@@ -106,6 +104,13 @@ def train(config: RunConfig | Path | str, *, progress: TrainProgress | None = No
     _run_folds(config, study, todo, progress)
     _join_predictions(config.out, study.folds)
     return evaluate(config.out, config.evaluation, seed=config.seed)
+
+
+def _patients_known(config: RunConfig, study: Study) -> bool | set[str]:
+    """Whether the table names patients; else the slides whose ids do."""
+    if config.data.case_column != config.data.slide_column:
+        return True
+    return {slide.slide_id for slide in study.cohort.slides if slide.case_id != slide.slide_id}
 
 
 def _keep_audit(report: Audit, path: Path) -> None:

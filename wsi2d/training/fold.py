@@ -111,9 +111,8 @@ def train_fold(
             found = predict_all(model, store, bags.train, batch_size=size, device=device)
             risks = [(bag, risk_of(logits, task)) for bag, logits, _ in found]
             cut = median_risk(risks)
-            if task.log_risk:
-                card = replace(card, baseline=fit_baseline(risks))
-                save_model(model, card, folder / MODEL_FILE)
+            card = replace(card, baseline=fit_baseline(risks) if task.log_risk else None, risk_cut=cut)
+            save_model(model, card, folder / MODEL_FILE)
         return [
             to_prediction(bag, logits, attention, card.task, fold.index, risk_cut=cut)
             for bag, logits, attention in predict_all(model, store, bags.test, batch_size=size, device=device)

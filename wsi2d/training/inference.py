@@ -114,13 +114,14 @@ def median_risk(risks: Iterable[tuple[CohortBag, float]]) -> float:
 
 
 def ensemble(predictions: Sequence[Prediction]) -> Prediction:
-    """Several models' predictions of one bag as one: means of scores, risk, attention, edges and curves.
+    """Several models' predictions of one bag as one: means of scores, risk and its cut, attention, edges and curves.
 
     Folds cut time at edges of their own; the mean curve is tabulated at the means of these.
     """
     first = predictions[0]
     curves = [p.curve for p in predictions if p.curve is not None]
     risks = [p.risk for p in predictions if p.risk is not None]
+    cuts = [p.risk_cut for p in predictions if p.risk_cut is not None]
     return replace(
         first,
         fold=None if len(predictions) > 1 else first.fold,
@@ -129,5 +130,5 @@ def ensemble(predictions: Sequence[Prediction]) -> Prediction:
         risk=float(np.mean(risks)) if risks else None,
         curve=mean_curve(curves) if curves else None,
         edges=tuple(np.mean([p.edges for p in predictions], 0).tolist()),
-        risk_cut=None,
+        risk_cut=float(np.mean(cuts)) if len(cuts) == len(predictions) else None,
     )

@@ -66,7 +66,9 @@ class RunModels:
         slides = [arrange(slide, self.arrangement, seed=self.seed) for slide in slides]
         for model, card in zip(self.models, self.cards, strict=True):
             logits, attention = predict_bags(model, slides, self.device, [len(slides)])
-            single.append(to_prediction(bag, logits[0], attention, card.task, card.fold))
+            single.append(
+                to_prediction(bag, logits[0], attention, card.task, card.fold, risk_cut=card.risk_cut)
+            )  # fmt: skip
         return ensemble(single)
 
 
