@@ -25,6 +25,10 @@ class StorageError(Wsi2dError):
     """A file or a folder that cannot be written: no permission, a full disk, something else in its place."""
 
 
+class TakenOverError(StorageError):
+    """A half-written file that is another run's by now."""
+
+
 class SlideError(Wsi2dError):
     """A slide file that cannot be opened, read or placed in micrometres."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi2d.config import ExtractConfig
-from wsi2d.errors import SlideError
+from wsi2d.errors import SlideError, TakenOverError
 from wsi2d.features.encoders import Encoder
 from wsi2d.features.extract_slide import extract_slide
 from wsi2d.features.locks import BEAT_S, FileLock, Locks
@@ -91,12 +91,13 @@ def extract_exclusively(
         ):
             remove(partial_path(order.path))
             return order.outcome("skipped")
+        ours = _WhileOurs(lock, progress)
         try:
             return extract_slide(
                 order.file, order.out, config, encoder, pool,
-                slide_mpp=order.slide_mpp, cohort_mpp=order.cohort_mpp, progress=_WhileOurs(lock, progress),
+                slide_mpp=order.slide_mpp, cohort_mpp=order.cohort_mpp, progress=ours, check=ours.check,
             )  # fmt: skip
-        except _LostLockError:
+        except (_LostLockError, TakenOverError):
             logger.warning("slide '%s': another run took it over while this one was suspended", order.file.slide_id)
             return order.outcome("elsewhere")
 
@@ -124,15 +125,19 @@ class _WhileOurs(ExtractProgress):
         self._lock, self._listener = lock, listener
         self._left, self._looked = 0, time.monotonic()
 
+    def check(self) -> None:
+        """End the work if the lock was lost."""
+        self._looked = time.monotonic()
+        if not self._lock.is_mine():
+            raise _LostLockError
+
     def slide_started(self, slide_id: str, patches: int) -> None:
+        self.check()
         self._left = patches
         self._listener.slide_started(slide_id, patches)
 
     def patches_done(self, count: int) -> None:
         self._left -= count
-        now = time.monotonic()
-        if self._left <= 0 or now - self._looked > BEAT_S:
-            self._looked = now
-            if not self._lock.is_mine():
-                raise _LostLockError
+        if self._left <= 0 or time.monotonic() - self._looked > BEAT_S:
+            self.check()
         self._listener.patches_done(count)
