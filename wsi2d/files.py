@@ -11,6 +11,17 @@ from pathlib import Path
 
 from wsi2d.errors import StorageError, one_line
 
+Stamp = tuple[int, int, int]
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Tells one state of a file from another; None where there is no file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # a ValueError where no file can bear that name
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
 
 def partial_path(path: Path) -> Path:
     """The name under which a file is written before it is complete."""

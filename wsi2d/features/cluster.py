@@ -24,8 +24,8 @@ from wsi2d.errors import ClusterError, ConfigError, one_line
 from wsi2d.features.cluster_connection import Connection, connect
 from wsi2d.features.cluster_worker import Job, extract_on_worker, forget, prepare
 from wsi2d.features.encoders import Encoder, has_name
-from wsi2d.features.exclusive import Order, clear_partial
-from wsi2d.features.locks import Locks
+from wsi2d.features.exclusive import Order
+from wsi2d.features.locks import Locks, clear_partial
 from wsi2d.features.outcomes import ExtractProgress, SlideOutcome
 
 if TYPE_CHECKING:

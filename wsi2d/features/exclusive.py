@@ -15,14 +15,12 @@ from wsi2d.features.locks import BEAT_S, FileLock, Locks
 from wsi2d.features.outcomes import ExtractProgress, Outcome, SlideOutcome
 from wsi2d.features.settings import finished_slides
 from wsi2d.features.store import feature_path
-from wsi2d.files import partial_path, remove
+from wsi2d.files import Stamp, partial_path, remove, stamp
 from wsi2d.slides.discovery import SlideFile
 from wsi2d.slides.reader import check_slide_id
 from wsi2d.slides.reader_pool import ReaderPool
 
 logger = logging.getLogger(__name__)
-
-Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -55,15 +53,6 @@ class Order:
     def outcome(self, outcome: Outcome, error: str = "") -> SlideOutcome:
         """What became of it, where no patches were encoded."""
         return SlideOutcome(self.file.slide_id, self.file.path, outcome, error=error)
-
-
-def stamp(path: Path) -> Stamp | None:
-    """Tells one state of a file from another; None where there is no file."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):  # a ValueError where no file can bear that name
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def extract_exclusively(
@@ -100,17 +89,6 @@ def extract_exclusively(
         except (_LostLockError, TakenOverError):
             logger.warning("slide '%s': another run took it over while this one was suspended", order.file.slide_id)
             return order.outcome("elsewhere")
-
-
-def clear_partial(path: Path, locks: Locks) -> None:
-    """Remove what a killed process left of a file, unless somebody is writing it.
-
-    Raises:
-        StorageError: it cannot be removed.
-    """
-    if partial_path(path).exists() and (lock := locks.take(path)) is not None:
-        with lock:
-            remove(partial_path(path))
 
 
 class _LostLockError(Exception):

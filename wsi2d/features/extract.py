@@ -10,14 +10,14 @@ from wsi2d.config import ExtractConfig
 from wsi2d.features.cluster_connection import parse_cluster
 from wsi2d.features.encoders import Encoder
 from wsi2d.features.encoders.recommended import fit_patches
-from wsi2d.features.exclusive import Order, clear_partial, extract_exclusively, stamp
+from wsi2d.features.exclusive import Order, extract_exclusively
 from wsi2d.features.failures import list_failures
-from wsi2d.features.locks import Locks
+from wsi2d.features.locks import Locks, clear_partial
 from wsi2d.features.outcomes import ExtractProgress, ExtractReport, SlideOutcome
 from wsi2d.features.settings import finished_slides, load_encoder
 from wsi2d.features.sharding import Shard
 from wsi2d.features.store import feature_path
-from wsi2d.files import make_folder
+from wsi2d.files import make_folder, stamp
 from wsi2d.slides.discovery import SlideFile
 from wsi2d.slides.pixel_size import check_mpp
 from wsi2d.slides.reader_pool import ReaderPool

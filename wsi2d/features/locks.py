@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wsi2d.errors import StorageError
-from wsi2d.files import unwritable
+from wsi2d.files import partial_path, remove, unwritable
 
 BEAT_S = 30.0
 STALE_S = 600.0
@@ -112,6 +112,17 @@ class Locks:
         self._taken = {token: held for token, held in self._taken.items() if held.open}
         self._taken[lock.token] = lock  # before it is made: an interrupt may come at any time
         return lock if lock.take() else None
+
+
+def clear_partial(path: Path, locks: Locks) -> None:
+    """Remove what a killed process left of a file, unless somebody is writing it.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    if partial_path(path).exists() and (lock := locks.take(path)) is not None:
+        with lock:
+            remove(partial_path(path))
 
 
 class FileLock:
