@@ -11,7 +11,7 @@ import numpy as np
 
 from wsi2d.compute import available_cores, resolve_device, torch_threads
 from wsi2d.config import ExtractConfig
-from wsi2d.errors import SlideError
+from wsi2d.errors import ModelError, SlideError
 from wsi2d.features.encoders import Encoder
 from wsi2d.features.feeding import encode_batches
 from wsi2d.features.outcomes import ExtractProgress, SlideOutcome
@@ -41,8 +41,8 @@ def extract_slide(
 ) -> SlideOutcome:
     """Cut one slide into patches, encode them, and write its feature file.
 
-    A slide that cannot be read is an outcome and no error: its earlier file, where there is one, goes unless it was
-    made with these very settings.
+    A slide that cannot be read is an outcome and no error, and so is one of which the encoder gives no numbers: its
+    earlier file, where there is one, goes unless it was made with these very settings.
 
     Args:
         file: the slide.
@@ -74,11 +74,12 @@ def extract_slide(
     try:
         with open_slide(file.path, slide_id=file.slide_id, mpp=slide_mpp, cohort_mpp=cohort_mpp, pool=pool) as reader:
             return _extract(reader, path, config, encoder, progress or ExtractProgress(), check)
-    except SlideError as error:
+    except (SlideError, ModelError) as error:
         check()
         if not is_as_asked(path, config, encoder, slide_mpp if slide_mpp is not None else cohort_mpp):
             remove(path)
-        return SlideOutcome(file.slide_id, file.path, "failed", error=str(error))
+        said = f"slide '{file.slide_id}': {error}" if isinstance(error, ModelError) else str(error)
+        return SlideOutcome(file.slide_id, file.path, "failed", error=said)
 
 
 def _extract(
