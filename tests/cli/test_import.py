@@ -503,3 +503,14 @@ def test_what_killed_imports_left_is_cleared(cli: Any, trident: Path, tmp_path: 
     (out / ".a.h5.partial").write_bytes(b"half")
     assert "slides: 3 already finished, of 3" in cli("import", trident, "--out", out).out
     assert sorted(p.name for p in out.iterdir()) == ["a.h5", "b.h5", "c.h5"]
+
+
+def test_a_name_that_is_too_long_for_a_feature_file(cli: Any, peers: ModuleType, tmp_path: Path) -> None:
+    """The tool's file can bear it, and what is written here on the way to ours cannot."""
+    for slide in ("a", "x" * 250):
+        peers.write_trident(tmp_path / "trident", CELLS * 256, peers.features(30), slide=slide)
+    result = cli("import", tmp_path / "trident", "--out", tmp_path / "f")
+    assert result.code == 1
+    assert "slides: 1 imported, 1 failed, of 2" in result.out
+    (error,) = failures(tmp_path / "f").values()
+    assert error.endswith(": its name has 250 bytes, and its feature file can bear 240; rename the file")

@@ -26,7 +26,7 @@ from wsi2d.features.histology_stats import HistologyStats
 from wsi2d.features.outcomes import ExtractProgress, ExtractReport, SlideOutcome
 from wsi2d.features.store import feature_path, read_features
 from wsi2d.files import partial_path
-from wsi2d.slides.discovery import find_slides
+from wsi2d.slides.discovery import SlideFile, find_slides
 from wsi2d.slides.reader import open_slide
 
 NO_PIXEL_SIZE = "no pixel size (mpp) in the header; give --slide-mpp, or --cohort with an mpp column"
@@ -543,3 +543,19 @@ def test_a_slide_of_which_the_encoder_gives_no_numbers(good: Path, tmp_path: Pat
     assert outcomes(report) == {"at20x": "failed", "at40x": "done", "plain": "done"}
     assert [f["error"] for f in failures(tmp_path)] == ["slide 'at20x': encoder 'x': gives values that are no numbers"]
     assert sorted(os.listdir(tmp_path)) == ["at40x.h5", "failures.csv", "plain.h5"]
+
+
+@pytest.mark.parametrize("size", [241, 248, 300])
+def test_a_name_that_is_too_long_for_a_feature_file(good: Path, tmp_path: Path, size: int) -> None:
+    """It fails alone, as any slide whose files cannot bear its id."""
+    long, out = SlideFile("ü" * (size // 2) + "x" * (size % 2), good / "at20x.tiff"), tmp_path / "f"
+    report = extract([long, *find_slides([good / "at20x.tiff"])], out, settings())
+    assert [s.outcome for s in report.slides] == ["failed", "done"]
+    (error,) = (f["error"] for f in failures(out))
+    assert error.endswith(f": its name has {size} bytes, and its feature file can bear 240; rename the file")
+    assert sorted(os.listdir(out)) == ["at20x.h5", "failures.csv"]
+
+
+def test_the_longest_name(good: Path, tmp_path: Path) -> None:
+    extract([SlideFile("ü" * 120, good / "at20x.tiff")], tmp_path / "f", settings())
+    assert os.listdir(tmp_path / "f") == ["ü" * 120 + ".h5"]

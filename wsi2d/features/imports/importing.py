@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi2d.compute import map_ahead
-from wsi2d.errors import ConfigError, FeatureStoreError, ForeignFileError, TakenOverError, one_line
+from wsi2d.errors import ConfigError, FeatureStoreError, ForeignFileError, SlideError, TakenOverError, one_line
 from wsi2d.features.failures import list_failures
 from wsi2d.features.hdf5 import has_old_layout
 from wsi2d.features.imports.claims import NO_CLAIMS, Claims
@@ -20,6 +20,7 @@ from wsi2d.features.outcomes import Outcome, Report, SlideOutcome
 from wsi2d.features.spec import FeatureSpec, spec_of
 from wsi2d.features.store import FeatureHeader, feature_path, read_header
 from wsi2d.files import Stamp, make_folder, partial_path, remove, stamp
+from wsi2d.slides.reader import check_slide_id
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +178,10 @@ class _Job:
         """Write the slides that could be read, unless another run does, or has since it was looked ``before``."""
 
         def convert(slide_id: str, path: Path) -> FeatureHeader | SlideImport:
+            try:
+                check_slide_id(slide_id)
+            except SlideError as error:
+                raise FeatureStoreError(str(error)) from error
             to, elsewhere = feature_path(out, slide_id), SlideImport(slide_id, path, "elsewhere")
             with Locks() as locks:  # the thread's own: it holds its lock until its half-written file is gone
                 lock = locks.take(to)
