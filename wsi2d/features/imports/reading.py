@@ -199,7 +199,7 @@ def _pitch(slide: PeerSlide) -> tuple[Pitch, float]:
         known = slide.pitch or slide.usual_pitch or slide.patch or 1.0
         return Pitch(known, slide.pitch_from if slide.pitch else "none"), slide.patch or known
     usual = slide.usual_pitch or slide.patch
-    pitch = infer_pitch(slide.coords, stated=slide.pitch, source=slide.pitch_from, patch=usual)
+    pitch = infer_pitch(slide.coords, stated=slide.pitch, source=slide.pitch_from, patch=usual, one_grid=slide.one_grid)
     if slide.patch is None:
         return pitch, pitch.value
     # A stated pitch that coordinates correct by a rounding was rounded as the patch was.
