@@ -514,3 +514,16 @@ def test_a_name_that_is_too_long_for_a_feature_file(cli: Any, peers: ModuleType,
     assert "slides: 1 imported, 1 failed, of 2" in result.out
     (error,) = failures(tmp_path / "f").values()
     assert error.endswith(": its name has 250 bytes, and its feature file can bear 240; rename the file")
+
+
+@pytest.mark.parametrize("what", ["features", "patches"])
+def test_what_the_tool_has_made_anew_is_imported_again(
+    cli: Any, peers: ModuleType, clam: Path, tmp_path: Path, what: str
+) -> None:
+    arguments = ["import", clam, *ENCODER, "--out", tmp_path / "f"]
+    assert cli(*arguments).code == 0
+    assert " already finished, of" in cli(*arguments).out
+    file = next(path for path in sorted(clam.rglob("*.h5")) if (path.parent.name == "patches") == (what == "patches"))
+    made = max(path.stat().st_mtime_ns for path in (tmp_path / "f").iterdir()) + 10**9
+    os.utime(file, ns=(made, made))
+    assert "slides: 1 imported, " in cli(*arguments).out

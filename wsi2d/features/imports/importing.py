@@ -15,6 +15,7 @@ from wsi2d.features.hdf5 import has_old_layout
 from wsi2d.features.imports.claims import NO_CLAIMS, Claims
 from wsi2d.features.imports.folders import PeerFolder, find_peer_files
 from wsi2d.features.imports.isolated import PeerReader
+from wsi2d.features.imports.reading import patches_file
 from wsi2d.features.locks import Locks, clear_partial
 from wsi2d.features.outcomes import Outcome, Report, SlideOutcome
 from wsi2d.features.spec import FeatureSpec, spec_of
@@ -301,7 +302,8 @@ def _refuse_mixing(out: Path, todo: Mapping[str, SlideImport], spec: FeatureSpec
 
 
 def _finished(out: Path, found: PeerFolder, claims: Claims) -> dict[str, SlideImport]:
-    """Slides whose file is complete and says all that the user says now; those that say less are imported again."""
+    """Slides whose file is complete, no older than what it was made of, and says all that the user says now; others are
+    imported again."""
     finished = {}
     for slide_id, source in found.files.items():
         path = feature_path(out, slide_id)
@@ -320,9 +322,15 @@ def _finished(out: Path, found: PeerFolder, claims: Claims) -> dict[str, SlideIm
             now = claims.fill_header(header, str(path))
         except FeatureStoreError as error:
             raise ConfigError(f"{one_line(str(error)).partition(';')[0]}; use another --out, or --overwrite") from error
-        if now == header:
+        if now == header and not _is_outdated(path, (source, patches_file(source, found.patches))):
             finished[slide_id] = SlideImport(slide_id, source, "skipped", header.patches, header=header)
     return finished
+
+
+def _is_outdated(path: Path, made_of: Iterable[Path | None]) -> bool:
+    """Whether a file is older than one of those it was made of."""
+    stamps = [stamp(made) for made in made_of if made is not None]
+    return any(made is not None and made[-1] > path.stat().st_mtime_ns for made in stamps)
 
 
 def _refuse_strangers(out: Path, found: PeerFolder) -> None:
