@@ -13,7 +13,7 @@ from wsi2d.features.encoders import Encoder
 from wsi2d.features.extract_slide import extract_slide
 from wsi2d.features.locks import BEAT_S, FileLock, Locks
 from wsi2d.features.outcomes import ExtractProgress, Outcome, SlideOutcome
-from wsi2d.features.settings import finished_slides
+from wsi2d.features.settings import finished_slides, is_as_asked
 from wsi2d.features.store import feature_path
 from wsi2d.files import Stamp, partial_path, remove, stamp
 from wsi2d.slides.discovery import SlideFile
@@ -89,6 +89,26 @@ def extract_exclusively(
         except (_LostLockError, TakenOverError):
             logger.warning("slide '%s': another run took it over while this one was suspended", order.file.slide_id)
             return order.outcome("elsewhere")
+
+
+def clear_failed(order: Order, config: ExtractConfig, encoder: Encoder, locks: Locks) -> None:
+    """Remove what a slide that is given up has left, unless another run has it in hand: its half-written file, and an
+    earlier one unless it was made with these very settings.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    try:
+        check_slide_id(order.file.slide_id)
+    except SlideError:
+        return
+    lock = locks.take(order.path)
+    if lock is None:
+        return
+    with lock:
+        remove(partial_path(order.path))
+        if not is_as_asked(order.path, config, encoder, order.given_mpp):
+            remove(order.path)
 
 
 class _LostLockError(Exception):
