@@ -126,16 +126,13 @@ class FeatureWriter:
 
     def _give_up(self) -> None:
         """Close what is open, and remove what has not become the feature file."""
+        self._thread.begin(self._output.close)
+        self._thread.begin(self._output.remove)
         try:
-            self._thread.begin(self._output.close)
             with suppress(OSError, RuntimeError):  # the first of them has been told
                 self._thread.finish()
         finally:
-            self._thread.begin(self._output.remove)
-            try:
-                self._thread.finish()
-            finally:
-                self._thread.end()
+            self._thread.end()
 
 
 def _lay_out(file: h5py.File, grid: PatchGrid, provenance: Provenance, dim: int, dtype: np.dtype) -> h5py.Dataset:
