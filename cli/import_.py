@@ -87,6 +87,7 @@ _OUTCOMES: tuple[tuple[Outcome, str], ...] = (
     ("empty", "imported without patches"),
     ("checked", "can be imported"),
     ("skipped", "already finished"),
+    ("elsewhere", "in progress elsewhere"),
     ("failed", "failed"),
 )
 # What is said of a slide where it is not 0, in this order.

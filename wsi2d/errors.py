@@ -25,6 +25,14 @@ class StorageError(Wsi2dError):
     """A file or a folder that cannot be written: no permission, a full disk, something else in its place."""
 
 
+class FullDiskError(StorageError):
+    """A disk without room, or a quota that is used up: nothing that follows can be written either."""
+
+
+class TakenOverError(StorageError):
+    """A half-written file that is another run's by now."""
+
+
 class SlideError(Wsi2dError):
     """A slide file that cannot be opened, read or placed in micrometres."""
 

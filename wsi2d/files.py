@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -9,7 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wsi2d.errors import StorageError, one_line
+from wsi2d.errors import FullDiskError, StorageError, one_line
+
+Stamp = tuple[int, int, int]
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Tells one state of a file from another; None where there is no file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # a ValueError where no file can bear that name
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def partial_path(path: Path) -> Path:
@@ -127,7 +140,8 @@ def unwritable(path: Path, error: BaseException) -> StorageError:
     if number is None and (found := re.search(r"errno = (\d+)", str(error))):  # HDF5 has it among much else
         number = int(found[1])
     reason = os.strerror(number) if number else one_line(str(error)) or type(error).__name__
-    return StorageError(f"{path}: cannot be written ({reason}); check the folder and the space on its disk")
+    kind = FullDiskError if number in _NO_ROOM else StorageError
+    return kind(f"{path}: cannot be written ({reason}); check the folder and the space on its disk")
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,9 @@ import h5py
 import numpy as np
 import pytest
 
+from wsi2d.features.imports.importing import import_features
 from wsi2d.features.imports.isolated import PeerReader
+from wsi2d.features.locks import Locks, lock_path
 from wsi2d.features.store import FeatureHeader, read_features, read_header
 
 LAYOUTS = ("trident", *(pytest.param(name, marks=pytest.mark.slow) for name in ("clam", "stamp", "atlaspatch")))
@@ -432,3 +434,96 @@ def test_real_files(tool: str, patches: int, cli: Any, shared_dir: Path, tmp_pat
         np.array_equal(by_place[tuple(xy)], row) for xy, row in zip(bag.grid.coords.tolist(), bag.features, strict=True)
     )
     assert (bag.provenance.level0_width, bag.provenance.level0_height) == (2220, 2967)
+
+
+# --- several runs on one folder
+
+
+def test_what_another_run_is_writing_is_left_to_it(cli: Any, trident: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f"
+    out.mkdir()
+    (out / ".b.h5.partial").write_bytes(b"the other's")
+    with Locks() as locks:
+        assert locks.take(out / "b.h5") is not None
+        result = cli("import", trident, "--out", out)
+        assert result.code == 0
+        assert "slides: 2 imported, 1 in progress elsewhere, of 3" in result.out
+        assert "another run is writing 'b'; left to it" in result.err
+        assert (out / ".b.h5.partial").read_bytes() == b"the other's"
+        assert not (out / "b.h5").exists()
+    assert "slides: 1 imported, 2 already finished, of 3" in cli("import", trident, "--out", out).out
+    assert sorted(p.name for p in out.iterdir()) == ["a.h5", "b.h5", "c.h5"]
+
+
+def test_a_half_file_that_another_began_meanwhile(
+    cli: Any, trident: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two imports never write into one file: it would be published with rows of zeros."""
+    out, half = tmp_path / "f", tmp_path / "f" / ".b.h5.partial"
+    monkeypatch.setattr("wsi2d.features.imports.importing.remove", lambda path: None)
+    out.mkdir()
+    half.write_bytes(b"the other's")
+    result = cli("import", trident, "--out", out)
+    assert "slides: 2 imported, 1 in progress elsewhere, of 3" in result.out
+    assert half.read_bytes() == b"the other's"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_another_made_meanwhile_is_not_made_again(
+    trident: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    out, made, take = tmp_path / "f", [0], Locks.take
+    if overwrite:
+        import_features(trident, out)
+        made = [(out / "b.h5").stat().st_mtime_ns]
+
+    def takes_its_time(self: Locks, path: Path) -> Any:
+        if path.name == "b.h5" and len(made) == 1:
+            made.append(0)
+            import_features(trident, out, overwrite=overwrite)
+            made.append(path.stat().st_mtime_ns)
+        return take(self, path)
+
+    monkeypatch.setattr(Locks, "take", takes_its_time)
+    report = import_features(trident, out, overwrite=overwrite)
+    assert {s.slide_id: s.outcome for s in report.slides}["b"] == "skipped"
+    assert (out / "b.h5").stat().st_mtime_ns == made[2] > made[0]
+    assert sorted(p.name for p in out.iterdir()) == ["a.h5", "b.h5", "c.h5"]
+
+
+def test_what_killed_imports_left_is_cleared(cli: Any, trident: Path, tmp_path: Path) -> None:
+    """Their locks, also of slides that are not asked for, and their half of a slide that is finished by now."""
+    out = tmp_path / "f"
+    assert cli("import", trident, "--out", out).code == 0
+    with Locks() as locks:
+        assert locks.take(out / "a.h5") is not None
+        dead = {**json.loads(lock_path(out / "a.h5").read_text()), "pid": 2**22 + 1, "token": "d" * 32}
+    for name in ("a", "gone"):
+        lock_path(out / f"{name}.h5").write_text(json.dumps(dead))
+    (out / ".a.h5.partial").write_bytes(b"half")
+    assert "slides: 3 already finished, of 3" in cli("import", trident, "--out", out).out
+    assert sorted(p.name for p in out.iterdir()) == ["a.h5", "b.h5", "c.h5"]
+
+
+def test_a_name_that_is_too_long_for_a_feature_file(cli: Any, peers: ModuleType, tmp_path: Path) -> None:
+    """The tool's file can bear it, and what is written here on the way to ours cannot."""
+    for slide in ("a", "x" * 250):
+        peers.write_trident(tmp_path / "trident", CELLS * 256, peers.features(30), slide=slide)
+    result = cli("import", tmp_path / "trident", "--out", tmp_path / "f")
+    assert result.code == 1
+    assert "slides: 1 imported, 1 failed, of 2" in result.out
+    (error,) = failures(tmp_path / "f").values()
+    assert error.endswith(": its name has 250 bytes, and its feature file can bear 240; rename the file")
+
+
+@pytest.mark.parametrize("what", ["features", "patches"])
+def test_what_the_tool_has_made_anew_is_imported_again(
+    cli: Any, peers: ModuleType, clam: Path, tmp_path: Path, what: str
+) -> None:
+    arguments = ["import", clam, *ENCODER, "--out", tmp_path / "f"]
+    assert cli(*arguments).code == 0
+    assert " already finished, of" in cli(*arguments).out
+    file = next(path for path in sorted(clam.rglob("*.h5")) if (path.parent.name == "patches") == (what == "patches"))
+    made = max(path.stat().st_mtime_ns for path in (tmp_path / "f").iterdir()) + 10**9
+    os.utime(file, ns=(made, made))
+    assert "slides: 1 imported, " in cli(*arguments).out

@@ -3,6 +3,8 @@
 Dask itself, with real workers, is in `tests/cli/test_cluster.py`.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -23,7 +25,9 @@ from wsi2d.features.cluster_worker import Job, prepare
 from wsi2d.features.encoders import get_encoder
 from wsi2d.features.exclusive import Order
 from wsi2d.features.extract import extract
+from wsi2d.features.locks import Locks
 from wsi2d.features.outcomes import ExtractProgress, SlideOutcome
+from wsi2d.files import unwritable
 from wsi2d.slides.discovery import SlideFile
 
 ADDRESS = "tcp://127.0.0.1:1"
@@ -106,7 +110,9 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     monkeypatch.setattr(module, "_LOOK_S", 0.01)
     monkeypatch.setattr(module, "_END_S", 0.05)
 
-    def run(connection: FakeConnection, *names: str, device: str = "auto", progress: Any = None) -> dict[str, Any]:
+    def run(
+        connection: FakeConnection, *names: str, device: str = "auto", progress: Any = None, address: str = ADDRESS
+    ) -> dict[str, Any]:
         @contextmanager
         def connected(address: str) -> Iterator[FakeConnection]:
             yield connection
@@ -114,7 +120,7 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         monkeypatch.setattr(module, "connect", connected)
         config, encoder = ExtractConfig(device=device), get_encoder("histology-stats")
         orders = [Order(SlideFile(name, Path(f"{name}.svs")), tmp_path, None, None, None) for name in names]
-        with on_cluster(ADDRESS, tmp_path, config, encoder, progress or ExtractProgress()) as extraction:
+        with on_cluster(address, tmp_path, config, encoder, progress or ExtractProgress()) as extraction:
             return {outcome.slide_id: outcome for outcome in extraction(orders)}
 
     yield run
@@ -210,6 +216,37 @@ def test_a_slide_that_kills_workers_is_named(drive: Any) -> None:
     assert [found[n].outcome for n in "abcd"] == ["done", "failed", "done", "done"]
     last = tries(connection, "b")[-1]
     assert found["b"].error == f"slide 'b': failed 3 times, at last: its worker {last} died"
+
+
+@pytest.mark.parametrize("address", [ADDRESS, "local:4"])
+def test_what_a_slide_that_is_given_up_has_left_goes(drive: Any, tmp_path: Path, address: str) -> None:
+    """Its half-written file, and one of other settings that it was to replace; not what another run has in hand."""
+    for name in "bc":
+        (tmp_path / f"{name}.h5").write_bytes(b"of other settings")
+
+    def answer(worker: str, order: Order) -> Any:
+        name = order.file.slide_id
+        (tmp_path / f".{name}.h5.partial").write_bytes(b"half")
+        return DIES
+
+    with Locks() as others:
+        assert others.take(tmp_path / "c.h5") is not None
+        found = drive(FakeConnection({f"w{i}": False for i in range(7)}, answer), "b", "c", address=address)
+        assert [found[n].outcome for n in "bc"] == ["failed", "failed"]
+        assert sorted(os.listdir(tmp_path)) == [".c.h5.lock", ".c.h5.partial", "c.h5"]
+    for name in (".c.h5.partial", "c.h5"):
+        (tmp_path / name).unlink()
+
+
+def test_a_full_disk_ends_the_run(drive: Any) -> None:
+    """No slide after it would find room, and each would be tried three times."""
+    full = unwritable(Path("b.h5"), OSError(errno.ENOSPC, "no"))
+    connection = FakeConnection({"w1": False, "w2": False}, lambda w, o: full if o.file.slide_id == "b" else done(w, o))
+    with pytest.raises(StorageError, match=r"b\.h5: cannot be written \(No space left on device\)"):
+        drive(connection, *"abcd")
+    assert tries(connection, "b") == ["w2"]
+    plain = unwritable(Path("b.h5"), OSError(errno.EACCES, "no"))
+    assert type(plain) is StorageError, "which another machine may not meet with"
 
 
 def test_dasks_own_word_for_it(drive: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wsi2d.config import ExtractConfig
-from wsi2d.errors import ConfigError
+from wsi2d.errors import ConfigError, SlideError
 from wsi2d.features.extract import extract
 from wsi2d.features.failures import read_failures
 from wsi2d.features.locks import Locks, lock_path
@@ -136,6 +136,56 @@ def test_a_lock_that_was_lost_ends_the_slide(slides: Path, tmp_path: Path, caplo
     assert outcomes(report) == {"a": "done", "b": "done"}
     assert "slide 'a': another run took it over while this one was suspended" in caplog.text
     assert sorted(os.listdir(tmp_path)) == ["a.h5", "b.h5"]
+
+
+def hand_over(out: Path, slide_id: str) -> None:
+    """What another machine does that takes a slide over: the lock is its own, and so is the half file."""
+    lock = lock_path(out / f"{slide_id}.h5")
+    text = lock.read_text()
+    token = text.partition('"token": "')[2][:32]
+    lock.write_text(text.replace(token, "e" * 32).replace('"machine": "', '"machine": "another '))
+    (out / f".{slide_id}.h5.partial").unlink(missing_ok=True)
+    (out / f".{slide_id}.h5.partial").write_bytes(b"the other's")
+
+
+def test_what_the_new_owner_has_written_is_left_alone(
+    slides: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Suspended(ExtractProgress):
+        def patches_done(self, count: int) -> None:
+            if not (tmp_path / "a.h5").exists() and not caplog.records:
+                hand_over(tmp_path, "a")
+
+    report = run(slides / "a.tiff", tmp_path, progress=Suspended())
+    assert outcomes(report) == {"a": "elsewhere"}
+    assert "slide 'a': another run took it over while this one was suspended" in caplog.text
+    assert (tmp_path / ".a.h5.partial").read_bytes() == b"the other's"
+    assert sorted(os.listdir(tmp_path)) == [".a.h5.lock", ".a.h5.partial"]
+
+
+def test_an_empty_slide_that_was_taken_over(
+    tmp_path: Path, write_slide: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No patch of it is ever done, so nothing but a last look would tell."""
+    slide, out = write_slide(tmp_path / "a.tiff", np.full((300, 330, 3), 244, np.uint8), levels=2), tmp_path / "f"
+    report = run(slide, out, progress=Once("a", begins=lambda: hand_over(out, "a")))
+    assert outcomes(report) == {"a": "elsewhere"}
+    assert sorted(os.listdir(out)) == [".a.h5.lock", ".a.h5.partial"]
+
+
+def test_a_slide_that_fails_after_it_was_taken_over(slides: Path, tmp_path: Path) -> None:
+    """The file that its new owner has made meanwhile, with other settings, is not removed."""
+    made = tmp_path / "a.h5"
+
+    class Suspended(ExtractProgress):
+        def slide_started(self, slide_id: str, patches: int) -> None:
+            if not made.exists():
+                hand_over(tmp_path, "a")
+                made.write_bytes(b"the other's")
+                raise SlideError("slide 'a': gone")
+
+    assert outcomes(run(slides / "a.tiff", tmp_path, progress=Suspended())) == {"a": "elsewhere"}
+    assert made.read_bytes() == b"the other's"
 
 
 def test_an_interrupt_leaves_no_lock(slides: Path, tmp_path: Path) -> None:

@@ -17,15 +17,16 @@ import torch
 from PIL import Image
 
 from wsi2d.config import ExtractConfig
-from wsi2d.errors import ConfigError, StorageError
+from wsi2d.errors import ClusterError, ConfigError, ModelError, StorageError
 from wsi2d.features import extract as extract_module
 from wsi2d.features import settings as settings_module
 from wsi2d.features.encoders import get_encoder
 from wsi2d.features.extract import extract
+from wsi2d.features.histology_stats import HistologyStats
 from wsi2d.features.outcomes import ExtractProgress, ExtractReport, SlideOutcome
 from wsi2d.features.store import feature_path, read_features
 from wsi2d.files import partial_path
-from wsi2d.slides.discovery import find_slides
+from wsi2d.slides.discovery import SlideFile, find_slides
 from wsi2d.slides.reader import open_slide
 
 NO_PIXEL_SIZE = "no pixel size (mpp) in the header; give --slide-mpp, or --cohort with an mpp column"
@@ -471,3 +472,90 @@ def test_real_slides(shared_dir: Path, tmp_path: Path) -> None:
         size = (reader.slide.width, reader.slide.height)
     made = read_features(tmp_path / "cmu-1-small-region.h5").provenance
     assert (made.level0_width, made.level0_height) == size
+
+
+# --- runs that are stopped
+
+
+class Stops(ExtractProgress):
+    """Stops the run once a slide is finished."""
+
+    def __init__(self, slide_id: str, error: BaseException) -> None:
+        self.slide_id, self.error = slide_id, error
+
+    def slide_finished(self, outcome: SlideOutcome) -> None:
+        if outcome.slide_id == self.slide_id:
+            raise self.error
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """Three files that are no slides."""
+    for name in "abc":
+        (tmp_path / f"{name}.svs").write_bytes(b"no slide" * 100)
+    return tmp_path
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), StorageError("full"), ClusterError("gone")], ids=repr)
+def test_what_failed_before_a_run_was_stopped_is_listed(bad: Path, error: BaseException) -> None:
+    out = bad / "out"
+    with pytest.raises(type(error)):
+        run(bad, out, progress=Stops("b", error))
+    assert [failure["slide_id"] for failure in failures(out)] == ["a", "b"]
+    assert os.listdir(out) == ["failures.csv"]
+
+
+def test_a_run_that_was_stopped_keeps_what_it_did_not_come_to(bad: Path) -> None:
+    out = bad / "out"
+    run(bad, out)
+    (bad / "a.svs").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(bad, out, progress=Stops("b", KeyboardInterrupt()))
+    assert [failure["slide_id"] for failure in failures(out)] == ["a", "b", "c"]
+
+
+def test_a_disk_that_takes_no_list_either(bad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ended the run is told, not what happened after."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise StorageError("no room for the list")
+
+    monkeypatch.setattr(extract_module, "list_failures", full)
+    with pytest.raises(StorageError, match="the first"):
+        run(bad, bad / "out", progress=Stops("b", StorageError("the first")))
+
+
+def test_a_slide_of_which_the_encoder_gives_no_numbers(good: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """It fails alone, and its file of other settings goes."""
+
+    class OneBad(HistologyStats):
+        batches = 0
+
+        def encode(self, patches: torch.Tensor) -> torch.Tensor:
+            OneBad.batches += 1
+            if OneBad.batches == 1:
+                raise ModelError("encoder 'x': gives values that are no numbers")
+            return super().encode(patches)
+
+    monkeypatch.setattr(extract_module, "load_encoder", lambda config: OneBad())
+    feature_path(tmp_path, "at20x").write_bytes(b"of other settings")
+    report = run(good, tmp_path, cohort_mpp=COHORT_MPP, overwrite=True)
+    assert outcomes(report) == {"at20x": "failed", "at40x": "done", "plain": "done"}
+    assert [f["error"] for f in failures(tmp_path)] == ["slide 'at20x': encoder 'x': gives values that are no numbers"]
+    assert sorted(os.listdir(tmp_path)) == ["at40x.h5", "failures.csv", "plain.h5"]
+
+
+@pytest.mark.parametrize("size", [241, 248, 300])
+def test_a_name_that_is_too_long_for_a_feature_file(good: Path, tmp_path: Path, size: int) -> None:
+    """It fails alone, as any slide whose files cannot bear its id."""
+    long, out = SlideFile("ü" * (size // 2) + "x" * (size % 2), good / "at20x.tiff"), tmp_path / "f"
+    report = extract([long, *find_slides([good / "at20x.tiff"])], out, settings())
+    assert [s.outcome for s in report.slides] == ["failed", "done"]
+    (error,) = (f["error"] for f in failures(out))
+    assert error.endswith(f": its name has {size} bytes, and its feature file can bear 240; rename the file")
+    assert sorted(os.listdir(out)) == ["at20x.h5", "failures.csv"]
+
+
+def test_the_longest_name(good: Path, tmp_path: Path) -> None:
+    extract([SlideFile("ü" * 120, good / "at20x.tiff")], tmp_path / "f", settings())
+    assert os.listdir(tmp_path / "f") == ["ü" * 120 + ".h5"]

@@ -47,3 +47,57 @@ def test_in_order_on_a_gpu() -> None:
         found = list(encode_batches(encoder, batches(SIZES * 4), device))
         expected = [encoder.encode(torch.from_numpy(b.copy()).to(device)).cpu().numpy() for b in batches(SIZES * 4)]
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class Deferring:
+    """Notes when it begins and when it looks; the second batch's embeddings are no numbers until it has looked."""
+
+    name, dim, fingerprint, min_patch_px, store_dtype = "deferring", 1, "f", 1, "float32"
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def to(self, device: torch.device) -> "Deferring":
+        return self
+
+    def encode(self, patches: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("it would wait")
+
+    def begin(self, patches: torch.Tensor) -> torch.Tensor:
+        self.said.append(f"begin {len(patches)}")
+        features = patches.float().mean((1, 2, 3))[:, None]
+        return features * float("nan") if len(patches) == SIZES[1] else features
+
+    def settle(self, features: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        self.said.append(f"settle {len(patches)}")
+        return patches.float().mean((1, 2, 3))[:, None] if features.isnan().any() else features
+
+
+class Anything:
+    """Stands for a stream, an event, or what enters one."""
+
+    def __init__(self, *_: object) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+    def synchronize(self) -> None: ...
+    def record(self, stream: object) -> None: ...
+    def wait_event(self, event: object) -> None: ...
+
+
+def test_a_gpu_has_its_next_batch_before_the_last_ones_embeddings_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a GPU would be asked for, in order, where there is none."""
+    for name in ("device", "Stream", "current_stream", "Event", "stream"):
+        monkeypatch.setattr(torch.cuda, name, Anything)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **kind: empty(*shape, **kind))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor.clone())
+    encoder, device = Deferring(), type("Device", (), {"type": "cuda"})()
+    found = list(encode_batches(encoder, batches(SIZES[:4]), device))
+    assert encoder.said == [
+        "begin 5", "begin 8", "settle 5", "begin 8", "settle 8", "begin 3", "settle 8", "settle 3",
+    ]  # fmt: skip
+    expected = [batch.astype(np.float32).mean((1, 2, 3))[:, None] for batch in batches(SIZES[:4])]
+    assert all(np.allclose(a, b) for a, b in zip(found, expected, strict=True))

@@ -326,3 +326,68 @@ def test_many_want_it_at_once(tmp_path: Path, stale: bool) -> None:
     got = sorted(i for words in told for i in json.loads(words))
     assert got == list(range(rounds)), "each was taken by somebody, and only the first made its file"
     assert names(tmp_path) == sorted(["start", *(f"{i}.h5" for i in range(rounds))])
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_who_was_suspended_while_it_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """Between its last look and the removal another machine took the lock over: the other's stays."""
+    path = tmp_path / "a.h5"
+
+    def refused(*paths: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    with Locks() as first, Locks(stale_s=50) as second:
+        lost = first.take(path)
+        assert lost is not None
+        look, mine = lost._bears_our_token, []
+
+        def suspended_after_the_look() -> bool:
+            was_ours = look()
+            rewrite(path, machine="another", token=lost.token)
+            silent = time.time() - 60
+            os.utime(lock_path(path), (silent, silent))
+            mine.append(second.take(path))
+            return was_ours
+
+        monkeypatch.setattr(lost, "_bears_our_token", suspended_after_the_look)
+        lost.release()
+        assert mine[0] is not None
+        assert mine[0].is_mine()
+        assert names(tmp_path) == [".a.h5.lock"]
+    assert names(tmp_path) == []
+
+
+FORKS = """
+    import os, sys, time
+    from pathlib import Path
+    from wsi2d.features import locks as module
+    from wsi2d.features.locks import Locks, lock_path
+    folder = Path(sys.argv[1])
+    module.BEAT_S = 0.05
+    with Locks() as locks:
+        assert locks.take(folder / "parent.h5") is not None
+        child = os.fork()
+        if not child:
+            with Locks() as own:
+                assert own.take(folder / "child.h5") is not None
+                os.utime(lock_path(folder / "child.h5"), (1.0, 1.0))
+                deadline = time.monotonic() + 60
+                while lock_path(folder / "child.h5").stat().st_mtime < 2 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                alive = lock_path(folder / "child.h5").stat().st_mtime > 2
+            locks.__exit__(None, None, None)
+            os._exit(0 if alive else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        print(sorted(os.listdir(folder)), flush=True)
+"""
+
+
+@LINUX
+def test_a_fork_has_a_heart_of_its_own(tmp_path: Path) -> None:
+    """Its locks give signs of life, and its parent's are not its to release."""
+    with process(FORKS, tmp_path) as forks:
+        out, _ = forks.communicate(timeout=LIMIT_S)
+    assert (forks.returncode, out) == (0, "['.parent.h5.lock']\n")
+    assert names(tmp_path) == []

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from wsi2d import __version__
-from wsi2d.errors import FeatureStoreError, StorageError
+from wsi2d.errors import FeatureStoreError, StorageError, TakenOverError
 from wsi2d.features.store import (
     FeatureBag,
     FeatureWriter,
@@ -543,3 +543,49 @@ def test_imported_features_farther_than_a_pitch_from_their_cells(tmp_path: Path)
 def test_features_of_ours_say_everything(tmp_path: Path) -> None:
     write_imported(tmp_path / "A1.h5", provenance(), patch_px=256, mpp=None, origin=(0.0, 0.0))
     refuse(tmp_path / "A1.h5", "mpp must be > 0", "extract")
+
+
+# --- two writers of one file
+
+
+def test_who_was_overtaken_leaves_the_others_half_file_alone(tmp_path: Path) -> None:
+    """A run that was suspended, and another that took its slide over, as extraction does it."""
+    path, rows = tmp_path / "A1.h5", make_features(20, 6)
+    first = FeatureWriter(path, make_grid(20), provenance(), dim=6, dtype="float32")
+    first.append(rows)
+    partial_path(path).unlink()
+    with FeatureWriter(path, make_grid(20), provenance(), dim=6, dtype="float32") as second:
+        second.append(rows[:12])
+        with pytest.raises(TakenOverError, match=r"A1\.h5: another run took it over"), first:
+            pass
+        assert os.listdir(tmp_path) == [partial_path(path).name], "neither published nor removed"
+        second.append(rows[12:])
+    assert os.listdir(tmp_path) == ["A1.h5"]
+    assert np.array_equal(read_features(path).features, rows)
+
+
+def test_two_do_not_write_one_half_file(tmp_path: Path) -> None:
+    path, rows = tmp_path / "A1.h5", make_features(20, 6)
+    with FeatureWriter(path, make_grid(20), provenance(), dim=6, dtype="float32") as first:
+        first.append(rows[:12])
+        with pytest.raises(TakenOverError, match=r"A1\.h5: another run is writing it"):
+            FeatureWriter(path, make_grid(20), provenance(), dim=6, dtype="float32")
+        first.append(rows[12:])
+    assert np.array_equal(read_features(path).features, rows)
+
+
+@pytest.mark.parametrize("n", [0, 20])
+def test_a_last_look_before_it_appears(tmp_path: Path, n: int) -> None:
+    path = tmp_path / "A1.h5"
+
+    def refuse_it() -> None:
+        assert os.listdir(tmp_path) == [partial_path(path).name]
+        raise InterruptedError("not ours")
+
+    def write() -> None:
+        with FeatureWriter(path, make_grid(n), provenance(), dim=6, dtype="float32", check=refuse_it) as writer:
+            writer.append(make_features(n, 6))
+
+    with pytest.raises(InterruptedError):
+        write()
+    assert os.listdir(tmp_path) == []

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import wsi2d
 from wsi2d.config import ExtractConfig
-from wsi2d.errors import ClusterError, ConfigError, one_line
+from wsi2d.errors import ClusterError, ConfigError, FullDiskError, one_line
 from wsi2d.features.cluster_connection import Connection, connect
 from wsi2d.features.cluster_worker import Job, extract_on_worker, forget, prepare
 from wsi2d.features.encoders import Encoder, has_name
-from wsi2d.features.exclusive import Order, clear_partial
-from wsi2d.features.locks import Locks
+from wsi2d.features.exclusive import Order, clear_failed
+from wsi2d.features.locks import Locks, clear_partial
 from wsi2d.features.outcomes import ExtractProgress, SlideOutcome
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def on_cluster(
     Raises:
         ConfigError: the address is none, or Dask is not installed.
         ClusterError: nobody is there, the cluster is of another version, or it went away.
+        FullDiskError: a worker finds no room for its file.
+        StorageError: what a slide that is given up has left cannot be removed.
     """
     local = address.startswith("local:")
     config = config.model_copy(update={"encoder": _whole_path(config.encoder)})
@@ -87,7 +89,7 @@ def on_cluster(
             with connect(address) as connection:
                 if locks.take(job.sign) is None:
                     raise ClusterError(f"{job.sign}: is locked, though its name is this run's own")
-                driver = _Driver(connection, job, progress)
+                driver = _Driver(connection, job, progress, lambda order: clear_failed(order, config, encoder, locks))
                 try:
                     yield driver.extract
                 finally:
@@ -102,8 +104,10 @@ def on_cluster(
 class _Driver:
     """Hands slides to workers, and listens to them."""
 
-    def __init__(self, connection: Connection, job: Job, progress: ExtractProgress) -> None:
-        self._connection, self._job, self._progress = connection, job, progress
+    def __init__(
+        self, connection: Connection, job: Job, progress: ExtractProgress, give_up: Callable[[Order], None]
+    ) -> None:
+        self._connection, self._job, self._progress, self._give_up = connection, job, progress, give_up
         self._workers: dict[str, _Worker] = {}
         self._waiting: deque[_Slide] = deque()
         self._heard: SimpleQueue[Callable[[], SlideOutcome | None]] = SimpleQueue()
@@ -253,7 +257,7 @@ class _Driver:
             worker.slide = None
             return replace(outcome, path=slide.order.file.path)
         assert error is not None
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError | FullDiskError):  # which every other slide would meet with too
             raise error
         self._try_again(worker, _text(error))
         return None
@@ -266,6 +270,7 @@ class _Driver:
         if slide.tries < TRIES:
             self._waiting.append(slide)
             return
+        self._give_up(slide.order)
         name = slide.order.file.slide_id
         said = error.removeprefix(f"slide '{name}': ")
         failed = slide.order.outcome("failed", one_line(f"slide '{name}': failed {TRIES} times, at last: {said}"))

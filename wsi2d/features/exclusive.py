@@ -8,21 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsi2d.config import ExtractConfig
-from wsi2d.errors import SlideError
+from wsi2d.errors import SlideError, TakenOverError
 from wsi2d.features.encoders import Encoder
 from wsi2d.features.extract_slide import extract_slide
 from wsi2d.features.locks import BEAT_S, FileLock, Locks
 from wsi2d.features.outcomes import ExtractProgress, Outcome, SlideOutcome
-from wsi2d.features.settings import finished_slides
+from wsi2d.features.settings import finished_slides, is_as_asked
 from wsi2d.features.store import feature_path
-from wsi2d.files import partial_path, remove
+from wsi2d.files import Stamp, partial_path, remove, stamp
 from wsi2d.slides.discovery import SlideFile
 from wsi2d.slides.reader import check_slide_id
 from wsi2d.slides.reader_pool import ReaderPool
 
 logger = logging.getLogger(__name__)
-
-Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -57,15 +55,6 @@ class Order:
         return SlideOutcome(self.file.slide_id, self.file.path, outcome, error=error)
 
 
-def stamp(path: Path) -> Stamp | None:
-    """Tells one state of a file from another; None where there is no file."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):  # a ValueError where no file can bear that name
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
 def extract_exclusively(
     order: Order, config: ExtractConfig, encoder: Encoder, pool: ReaderPool, locks: Locks, progress: ExtractProgress
 ) -> SlideOutcome:
@@ -91,25 +80,35 @@ def extract_exclusively(
         ):
             remove(partial_path(order.path))
             return order.outcome("skipped")
+        ours = _WhileOurs(lock, progress)
         try:
             return extract_slide(
                 order.file, order.out, config, encoder, pool,
-                slide_mpp=order.slide_mpp, cohort_mpp=order.cohort_mpp, progress=_WhileOurs(lock, progress),
+                slide_mpp=order.slide_mpp, cohort_mpp=order.cohort_mpp, progress=ours, check=ours.check,
             )  # fmt: skip
-        except _LostLockError:
+        except (_LostLockError, TakenOverError):
             logger.warning("slide '%s': another run took it over while this one was suspended", order.file.slide_id)
             return order.outcome("elsewhere")
 
 
-def clear_partial(path: Path, locks: Locks) -> None:
-    """Remove what a killed process left of a file, unless somebody is writing it.
+def clear_failed(order: Order, config: ExtractConfig, encoder: Encoder, locks: Locks) -> None:
+    """Remove what a slide that is given up has left, unless another run has it in hand: its half-written file, and an
+    earlier one unless it was made with these very settings.
 
     Raises:
         StorageError: it cannot be removed.
     """
-    if partial_path(path).exists() and (lock := locks.take(path)) is not None:
-        with lock:
-            remove(partial_path(path))
+    try:
+        check_slide_id(order.file.slide_id)
+    except SlideError:
+        return
+    lock = locks.take(order.path)
+    if lock is None:
+        return
+    with lock:
+        remove(partial_path(order.path))
+        if not is_as_asked(order.path, config, encoder, order.given_mpp):
+            remove(order.path)
 
 
 class _LostLockError(Exception):
@@ -124,15 +123,19 @@ class _WhileOurs(ExtractProgress):
         self._lock, self._listener = lock, listener
         self._left, self._looked = 0, time.monotonic()
 
+    def check(self) -> None:
+        """End the work if the lock was lost."""
+        self._looked = time.monotonic()
+        if not self._lock.is_mine():
+            raise _LostLockError
+
     def slide_started(self, slide_id: str, patches: int) -> None:
+        self.check()
         self._left = patches
         self._listener.slide_started(slide_id, patches)
 
     def patches_done(self, count: int) -> None:
         self._left -= count
-        now = time.monotonic()
-        if self._left <= 0 or now - self._looked > BEAT_S:
-            self._looked = now
-            if not self._lock.is_mine():
-                raise _LostLockError
+        if self._left <= 0 or time.monotonic() - self._looked > BEAT_S:
+            self.check()
         self._listener.patches_done(count)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wsi2d.config import ExtractConfig
+from wsi2d.errors import FeatureStoreError, StorageError
 from wsi2d.features.cluster_connection import parse_cluster
 from wsi2d.features.encoders import Encoder
 from wsi2d.features.encoders.recommended import fit_patches
-from wsi2d.features.exclusive import Order, clear_partial, extract_exclusively, stamp
+from wsi2d.features.exclusive import Order, extract_exclusively
 from wsi2d.features.failures import list_failures
-from wsi2d.features.locks import Locks
+from wsi2d.features.locks import Locks, clear_partial
 from wsi2d.features.outcomes import ExtractProgress, ExtractReport, SlideOutcome
 from wsi2d.features.settings import finished_slides, load_encoder
 from wsi2d.features.sharding import Shard
 from wsi2d.features.store import feature_path
-from wsi2d.files import make_folder
+from wsi2d.files import make_folder, stamp
 from wsi2d.slides.discovery import SlideFile
 from wsi2d.slides.pixel_size import check_mpp
 from wsi2d.slides.reader_pool import ReaderPool
@@ -40,7 +41,7 @@ def extract(
     """Cut slides into patches, encode them, and write one feature file a slide into ``out``.
 
     Several runs may work on one folder: each slide is extracted by one of them. What another has in hand is left to it,
-    and looked at once more at the end.
+    and looked at once more at the end. A run that is stopped lists what has failed so far.
 
     Args:
         slides: what :func:`wsi2d.slides.discovery.find_slides` found.
@@ -75,12 +76,18 @@ def extract(
     orders = [_order(file, out, slide_mpp, (cohort_mpp or {}).get(file.slide_id)) for file in slides]
     given = given_mpp(slides, slide_mpp, cohort_mpp)
     finished = set() if overwrite else finished_slides(slides, out, config, encoder, given)
-    with Locks() as locks:
-        locks.clear(out)
-        outcomes = {o.file.slide_id: _skip(o, locks, progress) for o in orders if o.file.slide_id in finished}
-        if wanted := [order for order in orders if order.file.slide_id not in finished]:
-            with _extraction(out, config, encoder, locks, cluster, progress) as extraction:
-                outcomes |= _extract(wanted, extraction, progress)
+    outcomes: dict[str, SlideOutcome] = {}
+    try:
+        with Locks() as locks:
+            locks.clear(out)
+            outcomes |= {o.file.slide_id: _skip(o, locks, progress) for o in orders if o.file.slide_id in finished}
+            if wanted := [order for order in orders if order.file.slide_id not in finished]:
+                with _extraction(out, config, encoder, locks, cluster, progress) as extraction:
+                    _extract(wanted, extraction, progress, outcomes)
+    except BaseException:
+        with suppress(StorageError, FeatureStoreError):  # of a full disk: what ended the run is to be told
+            list_failures(out, list(outcomes.values()), shard, stopped=True)
+        raise
     report = ExtractReport(tuple(outcomes[file.slide_id] for file in slides))
     list_failures(out, report.slides, shard)
     return report
@@ -104,9 +111,10 @@ def _skip(order: Order, locks: Locks, progress: ExtractProgress) -> SlideOutcome
     return outcome
 
 
-def _extract(orders: Sequence[Order], extraction: Extraction, progress: ExtractProgress) -> dict[str, SlideOutcome]:
-    """What becomes of each slide; those that another run has in hand are tried once more at the end."""
-    outcomes: dict[str, SlideOutcome] = {}
+def _extract(
+    orders: Sequence[Order], extraction: Extraction, progress: ExtractProgress, outcomes: dict[str, SlideOutcome]
+) -> None:
+    """Note what becomes of each slide; those that another run has in hand are tried once more at the end."""
     for last in (False, True):
         for outcome in extraction(orders):
             outcomes[outcome.slide_id] = outcome
@@ -115,7 +123,6 @@ def _extract(orders: Sequence[Order], extraction: Extraction, progress: ExtractP
         orders = [order for order in orders if outcomes[order.file.slide_id].outcome == "elsewhere"]
         if not orders:
             break
-    return outcomes
 
 
 @contextmanager

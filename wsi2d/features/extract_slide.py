@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from wsi2d.compute import available_cores, resolve_device, torch_threads
 from wsi2d.config import ExtractConfig
-from wsi2d.errors import SlideError
+from wsi2d.errors import ModelError, SlideError
 from wsi2d.features.encoders import Encoder
 from wsi2d.features.feeding import encode_batches
 from wsi2d.features.outcomes import ExtractProgress, SlideOutcome
@@ -37,11 +37,12 @@ def extract_slide(
     slide_mpp: float | None = None,
     cohort_mpp: float | None = None,
     progress: ExtractProgress | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> SlideOutcome:
     """Cut one slide into patches, encode them, and write its feature file.
 
-    A slide that cannot be read is an outcome and no error: its earlier file, where there is one, goes unless it was
-    made with these very settings.
+    A slide that cannot be read is an outcome and no error, and so is one of which the encoder gives no numbers: its
+    earlier file, where there is one, goes unless it was made with these very settings.
 
     Args:
         file: the slide.
@@ -54,12 +55,15 @@ def extract_slide(
         slide_mpp: level-0 pixel size given by the user, µm/px; goes before all else.
         cohort_mpp: likewise from the cohort; goes before the header.
         progress: told when encoding begins and how far it is; not that the slide is finished.
+        check: called right before anything bears the feature file's name or is removed under it; what it raises ends
+            the work on the slide.
 
     Returns:
         ``done``, ``empty`` or ``failed``.
 
     Raises:
         StorageError: the folder or its disk does not take the file.
+        TakenOverError: another run has begun the same file.
     """
     try:
         check_slide_id(file.slide_id)  # before anything is made or removed under its name
@@ -69,15 +73,22 @@ def extract_slide(
     remove(partial_path(path))
     try:
         with open_slide(file.path, slide_id=file.slide_id, mpp=slide_mpp, cohort_mpp=cohort_mpp, pool=pool) as reader:
-            return _extract(reader, path, config, encoder, progress or ExtractProgress())
-    except SlideError as error:
+            return _extract(reader, path, config, encoder, progress or ExtractProgress(), check)
+    except (SlideError, ModelError) as error:
+        check()
         if not is_as_asked(path, config, encoder, slide_mpp if slide_mpp is not None else cohort_mpp):
             remove(path)
-        return SlideOutcome(file.slide_id, file.path, "failed", error=str(error))
+        said = f"slide '{file.slide_id}': {error}" if isinstance(error, ModelError) else str(error)
+        return SlideOutcome(file.slide_id, file.path, "failed", error=said)
 
 
 def _extract(
-    reader: SlideReader, path: Path, config: ExtractConfig, encoder: Encoder, progress: ExtractProgress
+    reader: SlideReader,
+    path: Path,
+    config: ExtractConfig,
+    encoder: Encoder,
+    progress: ExtractProgress,
+    check: Callable[[], None],
 ) -> SlideOutcome:
     slide = reader.slide
     tissue = segment_tissue(reader, config.tissue)
@@ -86,7 +97,7 @@ def _extract(
         logger.warning("slide '%s': no tissue found; its feature file is complete and empty", slide.slide_id)
     progress.slide_started(slide.slide_id, len(grid))
     provenance = provenance_of(slide, encoder, config, tissue.threshold)
-    writing = FeatureWriter(path, grid, provenance, dim=encoder.dim, dtype=encoder.store_dtype)
+    writing = FeatureWriter(path, grid, provenance, dim=encoder.dim, dtype=encoder.store_dtype, check=check)
     with writing as writer, encoded_patches(reader, grid, encoder, config) as encoded:
         for features in encoded:
             writer.append(features)

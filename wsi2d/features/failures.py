@@ -46,14 +46,28 @@ def read_failures(folder: Path | str) -> list[Failure]:
     return [found[slide_id] for slide_id in sorted(found)]
 
 
-def list_failures(folder: Path, outcomes: Sequence[SlideOutcome], shard: Shard | None = None) -> None:
+def list_failures(
+    folder: Path, outcomes: Sequence[SlideOutcome], shard: Shard | None = None, *, stopped: bool = False
+) -> None:
     """Write the list of a run of which this became; see :func:`write_failures`.
+
+    Args:
+        folder: of the feature files.
+        outcomes: what became of the slides.
+        shard: the run's, if it had one.
+        stopped: whether it was stopped: what its list says of slides that it did not come to stays.
 
     Raises:
         StorageError: the folder does not take it.
+        FeatureStoreError: the list of a run that was stopped is damaged.
     """
     failures = [Failure(s.slide_id, str(s.path), s.error) for s in outcomes if s.outcome == "failed"]
-    write_failures(folder, failures, [s.slide_id for s in outcomes if s.outcome != "elsewhere"], shard)
+    known = {s.slide_id for s in outcomes if s.outcome != "elsewhere"}
+    own = failures_path(folder, shard)
+    if stopped and own.exists():
+        failures += [failure for failure in _read(own) if failure.slide_id not in known]
+        failures.sort(key=lambda failure: failure.slide_id)
+    write_failures(folder, failures, known, shard)
 
 
 def write_failures(folder: Path, failures: Sequence[Failure], dealt_with: Iterable[str], shard: Shard | None) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wsi2d.features.encoders import Encoder
+from wsi2d.features.encoders.protocol import DeferringEncoder
 
 Features = Generator[np.ndarray, None, None]
 
@@ -18,7 +20,8 @@ def encode_batches(encoder: Encoder, batches: Iterable[np.ndarray], device: torc
     """Embeddings of batches, in order.
 
     On a GPU a batch is copied from pinned memory while the one before it is encoded, and the embeddings of a batch are
-    fetched while the next is. Mixed precision is the encoder's own affair.
+    fetched while the next is, where the encoder does not wait for them itself (:class:`DeferringEncoder`). Mixed
+    precision is the encoder's own affair.
 
     Args:
         encoder: on the device.
@@ -49,14 +52,15 @@ class _Staging:
 
 @dataclass(frozen=True)
 class _OnTheWay:
-    """Embeddings that are being fetched, and the moment when they are there."""
+    """Embeddings that are being fetched, the moment when they are there, and how they are looked at then."""
 
     features: Tensor
     there: torch.cuda.Event
+    settle: Callable[[Tensor], Tensor]
 
     def get(self) -> np.ndarray:
         self.there.synchronize()
-        return self.features.numpy()
+        return self.settle(self.features).cpu().numpy()
 
 
 def _on_gpu(encoder: Encoder, batches: Iterable[np.ndarray], device: torch.device) -> Features:
@@ -78,7 +82,7 @@ def _on_gpu(encoder: Encoder, batches: Iterable[np.ndarray], device: torch.devic
                 area.copied.record(copying)
             computing.wait_event(area.copied)
             patches.record_stream(computing)
-            after = _fetch(encoder.encode(patches), computing)
+            after = _begin(encoder, patches, computing)
             if before is not None:
                 yield before.get()
             before = after
@@ -86,11 +90,20 @@ def _on_gpu(encoder: Encoder, batches: Iterable[np.ndarray], device: torch.devic
             yield before.get()
 
 
-def _fetch(features: Tensor, computing: torch.cuda.Stream) -> _OnTheWay:
-    """Begin to fetch embeddings; also those of an encoder that has them on the CPU already."""
+def _begin(encoder: Encoder, patches: Tensor, computing: torch.cuda.Stream) -> _OnTheWay:
+    """Begin to encode patches and to fetch their embeddings; an encoder may have them on the CPU already."""
+    settle: Callable[[Tensor], Tensor] = _as_they_are
+    if isinstance(encoder, DeferringEncoder):
+        features, settle = encoder.begin(patches), partial(encoder.settle, patches=patches)
+    else:
+        features = encoder.encode(patches)
     there = torch.cuda.Event()
     if features.is_cuda:
         pinned = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
         features = pinned.copy_(features, non_blocking=True)
     there.record(computing)
-    return _OnTheWay(features, there)
+    return _OnTheWay(features, there, settle)
+
+
+def _as_they_are(features: Tensor) -> Tensor:
+    return features

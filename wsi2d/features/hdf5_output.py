@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-_READ_WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+_READ_WRITE_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 class Uninterrupted:
@@ -59,6 +59,9 @@ class Sink:
     """A file that HDF5 writes to and that never fails, not even closed: HDF5 crashes the process where it cannot write
     what it holds. It is a bare descriptor, since Python closes a file object before the HDF5 objects that write to it
     where it finds them all unused at once.
+
+    Args:
+        path: of the file; there must be none.
 
     Attributes:
         error: the first that the disk gave; nothing is written from then on.
@@ -128,6 +131,21 @@ class Sink:
 
     def flush(self) -> None:
         """Nothing is held back."""
+
+    def sync(self) -> None:
+        """Until the disk has it all, or said why not."""
+        try:
+            if self._descriptor is not None and self.error is None:
+                os.fsync(self._descriptor)
+        except OSError as error:
+            self.error = error
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a path still leads to this open file, and to no other that has taken its name."""
+        try:
+            return self._descriptor is not None and os.path.samestat(os.fstat(self._descriptor), path.lstat())
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Close the file."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wsi2d.errors import StorageError
-from wsi2d.files import unwritable
+from wsi2d.files import partial_path, remove, unwritable
 
 BEAT_S = 30.0
 STALE_S = 600.0
@@ -114,6 +114,17 @@ class Locks:
         return lock if lock.take() else None
 
 
+def clear_partial(path: Path, locks: Locks) -> None:
+    """Remove what a killed process left of a file, unless somebody is writing it.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    if partial_path(path).exists() and (lock := locks.take(path)) is not None:
+        with lock:
+            remove(partial_path(path))
+
+
 class FileLock:
     """One lock; use as a context manager once it is taken.
 
@@ -125,7 +136,7 @@ class FileLock:
     def __init__(self, path: Path, stale_s: float, run: str) -> None:
         self._path, self._stale_s, self._run = path, stale_s, run
         self.token, self.open = uuid.uuid4().hex, True
-        self._new = path.with_name(f".{self.token}.lock")
+        self._new, self._aside = (path.with_name(f".{self.token}.{what}lock") for what in ("", "gone."))
         self._content = json.dumps(asdict(_myself(self.token, run))).encode()
         self._now = 0.0
 
@@ -172,13 +183,32 @@ class FileLock:
 
         What cannot be removed is stale once this process ends.
         """
-        with suppress(OSError):
-            self._new.unlink(missing_ok=True)
-        with suppress(OSError):
-            if self.open and self._bears_our_token():
-                self._path.unlink(missing_ok=True)
+        if self.token in _held:  # not in a fork, which has no part in its parent's locks
+            for path in (self._new, self._aside):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if self.open and self._bears_our_token():
+                    self._remove()
         self.open = False
         _held.pop(self.token, None)
+
+    def _remove(self) -> None:
+        """Remove the lock: it is moved aside and looked at there, since this process may have been suspended after the
+        last look, for so long that another took the lock over. That one's is put back."""
+        try:
+            os.rename(self._path, self._aside)
+        except FileNotFoundError:
+            return
+        found = _read(self._aside)
+        if found is not None and found[0].token != self.token:
+            try:
+                os.link(self._aside, self._path)
+            except FileExistsError:
+                pass  # a third has it by now, and the second will see that
+            except OSError:  # no hard links here
+                os.rename(self._aside, self._path)
+        self._aside.unlink(missing_ok=True)
 
     def _bears_our_token(self) -> bool:
         found = _read(self._path)
@@ -319,5 +349,14 @@ class _Heart:
                     return
 
 
+def _begin_anew() -> None:
+    """In a fork: the parent's locks are the parent's, and its thread is not here to give signs of life."""
+    global _heart
+    _held.clear()
+    _heart = _Heart()
+
+
 _held: dict[str, Path] = {}
 _heart = _Heart()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

@@ -12,6 +12,7 @@ from wsi2d.config import ExtractConfig
 from wsi2d.errors import ConfigError, FeatureStoreError
 from wsi2d.features.encoders import Encoder, get_encoder
 from wsi2d.features.store import FeatureHeader, Provenance, feature_path, read_header
+from wsi2d.files import stamp
 from wsi2d.slides.discovery import SlideFile
 from wsi2d.slides.reader import Slide
 
@@ -79,7 +80,7 @@ def finished_slides(
     finished, by_hand = set(), []
     for file in slides:
         path = feature_path(out, file.slide_id)
-        if path.parent != out or not path.exists():  # an id that leads elsewhere fails in its turn
+        if path.parent != out or stamp(path) is None:  # an id that leads elsewhere, or is too long, fails in its turn
             continue
         try:
             header = read_header(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from wsi2d.errors import FeatureStoreError, ForeignFileError, SlideError
+from wsi2d.errors import FeatureStoreError, ForeignFileError, SlideError, TakenOverError
 from wsi2d.features.hdf5 import (
     CHUNK_BYTES,
     LAYOUT,
@@ -31,7 +32,7 @@ from wsi2d.features.records import FeatureHeader as FeatureHeader
 from wsi2d.features.records import Imported as Imported
 from wsi2d.features.records import Provenance as Provenance
 from wsi2d.features.records import parse_header, to_attributes, trident_attributes
-from wsi2d.files import partial_path, remove, unwritable, whole_file
+from wsi2d.files import partial_path, remove, unwritable
 from wsi2d.slides.patching import PatchGrid, cell_coords
 
 _CHECKSUM_BYTES = 4  # of each chunk
@@ -49,15 +50,32 @@ class FeatureWriter:
     Use as a context manager and call :meth:`append` until all ``len(grid)`` rows are there. Rows are written beside
     the caller's work.
 
+    Args:
+        path: where it appears. There must be no half-written file of that name: what a killed run left is removed by
+            whoever holds the lock.
+        grid, provenance: what it says beside the embeddings.
+        dim, dtype: of an embedding.
+        check: called right before the file appears; it does not where this raises.
+
     Raises:
         StorageError: the disk does not take it.
+        TakenOverError: another run has begun the same file, now or before this one was done. Its half is left alone.
     """
 
-    def __init__(self, path: Path, grid: PatchGrid, provenance: Provenance, *, dim: int, dtype: str) -> None:
-        self._path, self._partial = path, partial_path(path)
+    def __init__(
+        self,
+        path: Path,
+        grid: PatchGrid,
+        provenance: Provenance,
+        *,
+        dim: int,
+        dtype: str,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._path, self._check = path, check
         self._rows, self._shape = 0, (len(grid), dim)
         stored = np.dtype(dtype)
-        self._output, self._thread = _Output(self._partial), Uninterrupted()
+        self._output, self._thread = _Output(path), Uninterrupted()
         try:
             self._wait_for(self._output.begin, grid, provenance, dim, stored)
         except BaseException:
@@ -94,8 +112,8 @@ class FeatureWriter:
             if self._rows != self._shape[0]:
                 raise FeatureStoreError(f"{self._path}: {self._rows} of {self._shape[0]} rows were written")
             self._wait_for(self._output.finish)
-            with whole_file(self._path):
-                pass  # it is written already: what is left is to move it to its place
+            self._check()
+            self._wait_for(self._output.publish)
         finally:
             self._give_up()
 
@@ -108,13 +126,13 @@ class FeatureWriter:
 
     def _give_up(self) -> None:
         """Close what is open, and remove what has not become the feature file."""
+        self._thread.begin(self._output.close)
+        self._thread.begin(self._output.remove)
         try:
-            self._thread.begin(self._output.close)
             with suppress(OSError, RuntimeError):  # the first of them has been told
                 self._thread.finish()
-            self._thread.end()
         finally:
-            remove(self._partial)
+            self._thread.end()
 
 
 def _lay_out(file: h5py.File, grid: PatchGrid, provenance: Provenance, dim: int, dtype: np.dtype) -> h5py.Dataset:
@@ -143,17 +161,21 @@ def file_bytes(grid: PatchGrid, provenance: Provenance, *, dim: int, dtype: str)
 
 
 class _Output:
-    """An HDF5 file that is being written."""
+    """An HDF5 file that is being written. Its descriptor is open to the end, so that nobody else's file can pass for
+    it: two runs may write one after the other under the same name, where the first was suspended."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._partial = path, partial_path(path)
         self._sink: Sink | None = None
         self._file: h5py.File | None = None
         self._features: h5py.Dataset | None = None
 
     def begin(self, grid: PatchGrid, provenance: Provenance, dim: int, dtype: np.dtype) -> None:
         """All but the embeddings."""
-        self._sink = Sink(self._path)
+        try:
+            self._sink = Sink(self._partial)
+        except FileExistsError as error:
+            raise TakenOverError(f"{self._path}: another run is writing it; wait until that has ended") from error
         self._file = file = h5py.File(self._sink, "w", libver=LAYOUT)
         self._features = _lay_out(file, grid, provenance, dim, dtype)
         self.check_disk()
@@ -164,19 +186,39 @@ class _Output:
         self._features[start : start + len(features)] = features
 
     def finish(self) -> None:
-        """Mark the file as complete, and close it."""
+        """Mark the file as complete, and see it all on the disk."""
         assert self._file is not None
+        assert self._sink is not None
         self._file.attrs["complete"] = True
         self.close()
+        self._sink.sync()
         self.check_disk()
 
+    def publish(self) -> None:
+        """Give the file its name."""
+        assert self._sink is not None
+        if not self._sink.is_at(self._partial):
+            raise TakenOverError(f"{self._path}: another run took it over; run the same command again")
+        os.replace(self._partial, self._path)
+
     def close(self) -> None:
-        """Let everything go."""
+        """Let HDF5 go."""
         file, self._file, self._features = self._file, None, None
         if file:
             file.close()
-        if self._sink:
-            self._sink.close()
+
+    def remove(self) -> None:
+        """Remove the file if it has not got its name and is still this one."""
+        sink, self._sink = self._sink, None
+        if sink is None:
+            return
+        try:
+            with suppress(OSError):  # the storage does not answer; what is left is removed by the next run
+                if sink.is_at(self._partial):
+                    remove(self._partial)
+        finally:
+            with suppress(OSError):  # its content has been seen on the disk, or is not wanted
+                sink.close()
 
     def check_disk(self) -> None:
         """Raise what the disk said."""

@@ -24,6 +24,7 @@ _BLOCK_PX = 2048  # side of what an overview reads at a time, so that memory doe
 _MOST_PX_A_BYTE = 2**20
 _ONE_FILE = {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".svslide", ".bif"}
 _LONGEST_SIDE = 2**21  # px; the largest slides have some 300,000
+_LONGEST_ID = 240  # bytes; a name may have 255, and that of a half-written file begins and ends with more
 _MOST_OVERVIEW_PX = 2**28  # 800 MB; at 8 µm/px some 130 × 130 mm
 _LEVEL_SLACK = 1.01  # a level up to 1 % coarser than asked for still serves: 2.0005 is "2"
 
@@ -71,12 +72,18 @@ def check_slide_id(slide_id: str) -> None:
     """Whether a slide's files can bear its id.
 
     Raises:
-        SlideError: it is no plain name, and might lead into another folder, or no UTF-8.
+        SlideError: it is no plain name, and might lead into another folder, no UTF-8, or too long.
     """
     if not slide_id or any(c in slide_id for c in "/\\\0") or slide_id in {".", ".."}:
         raise SlideError(f"slide id '{slide_id}': must be a plain name, since its feature file bears it")
     if any("\ud800" <= c <= "\udfff" for c in slide_id):
         raise SlideError(f"slide '{slide_id}': its file's name is no UTF-8; rename the file")
+    size = len(slide_id.encode())
+    if size > _LONGEST_ID:
+        raise SlideError(
+            f"slide '{slide_id}': its name has {size} bytes, and its feature file can bear {_LONGEST_ID}; "
+            "rename the file"
+        )
 
 
 class RegionSource(Protocol):

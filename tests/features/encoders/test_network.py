@@ -151,3 +151,54 @@ def test_the_width_is_found_by_running_it() -> None:
         probe_width("x", nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 7)), 16)
     with pytest.raises(ModelError, match="does not give one row of numbers a patch"):
         probe_width("x", nn.Conv2d(3, 4, 1), 32)
+
+
+def test_nothing_waits_for_the_device_until_embeddings_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a look at a tensor's values nor numbers moved to the device, beyond the first batch."""
+    made = NetworkEncoder("means", Means(), dim=3, preprocess=Preprocess(48, 32, 8), fingerprint="f")
+    batch = patches(4, 32, 32, 3, value=200)
+    expected = made.encode(batch)
+
+    def waits(*_: object, **__: object) -> None:
+        raise AssertionError("the device is waited for")
+
+    with monkeypatch.context() as watched:
+        watched.setattr(torch, "tensor", waits)
+        for name in ("__bool__", "item", "cpu", "tolist"):
+            watched.setattr(Tensor, name, waits)
+        features = made.begin(batch)
+        with pytest.raises(AssertionError, match="waited for"):
+            made.settle(features, batch)
+    assert torch.equal(made.settle(features, batch), expected)
+
+
+def test_what_half_precision_could_not_hold_is_found_when_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, batch = encoder(Means()), patches(2, 32, 32, 3)
+    monkeypatch.setattr(made, "_autocast_dtype", lambda: torch.bfloat16)
+    run = made._run
+    monkeypatch.setattr(made, "_run", lambda pixels, dtype: run(pixels, None) / (dtype is None))
+    features = made.begin(batch)
+    assert not torch.isfinite(features).any()
+    assert torch.equal(made.settle(features, batch), torch.ones(2, 3))
+    monkeypatch.setattr(made, "_autocast_dtype", lambda: None)
+    with pytest.raises(ModelError, match="gives values that are no numbers or too large"):
+        made.settle(features, batch)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_a_gpu_is_not_waited_for(precision: Any) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    device = torch.device("cuda")
+    made = NetworkEncoder(
+        "means", Means(), dim=3, preprocess=Preprocess(48, 32, 8), fingerprint="f", precision=precision
+    ).to(device)
+    batch = patches(4, 32, 32, 3, value=200).to(device)
+    expected = made.encode(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        features = made.begin(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(made.settle(features.cpu(), batch), expected.cpu())

@@ -195,3 +195,16 @@ def test_a_description_that_is_no_text_or_huge(tmp_path: Path) -> None:
         read_json(tmp_path / "b.json")
     with pytest.raises(ModelError, match="no such file"):
         read_json(tmp_path / "c.json")
+
+
+def test_a_named_file_beside_a_repositorys_own_model(tmp_path: Path) -> None:
+    """As CONCH v1.5 in a clone of TITAN, whose own weights are no patch encoder's."""
+    names = ["pytorch_model_vision.bin", "conch_v1_5_pytorch_model.bin"]
+    for name in ("model.safetensors", "conch_v1_5_pytorch_model.bin", "config.json"):
+        (tmp_path / name).touch()
+    assert find_weights(tmp_path, names).name == "conch_v1_5_pytorch_model.bin"
+    (tmp_path / "model.safetensors").rename(tmp_path / INDEX_FILE)
+    assert find_weights(tmp_path, names).name == "conch_v1_5_pytorch_model.bin"
+    (tmp_path / INDEX_FILE).rename(tmp_path / "model.safetensors")
+    assert find_weights(tmp_path, ["model.safetensors", "pytorch_model.bin"]).name == "model.safetensors"
+    assert find_weights(tmp_path).name == "model.safetensors"

@@ -147,3 +147,31 @@ def test_our_own_files_need_no_import(find: Find, small_study: object, tmp_path:
         find(folder)
     with pytest.raises(FeatureStoreError, match="is a wsi2d feature file; there is nothing to import"):
         find(next(folder.glob("*.h5")))
+
+
+def test_coordinates_are_not_all_opened(
+    peers: ModuleType, values: np.ndarray, reader: PeerReader, tmp_path: Path
+) -> None:
+    """A root folder has a file of coordinates for each slide, and none says whose features lie beside it."""
+    opened = []
+
+    class Counts:
+        def recognise(self, path: Path) -> object:
+            opened.append(path)
+            return reader.recognise(path)
+
+    peers.write_clam(tmp_path, XY, values, slide="s000")
+    for number in range(60):
+        peers.write_arrays(tmp_path / "patches" / f"s{number:03}.h5", {"coords": XY}, {})
+        peers.write_arrays(tmp_path / "apart" / f"s{number:03}.h5", {"coords": XY}, {})
+    assert find_peer_files(tmp_path, Counts()).tool == "CLAM"  # type: ignore[arg-type]
+    assert len(opened) < 45
+
+
+def test_features_behind_many_files_that_have_none(
+    find: Find, peers: ModuleType, values: np.ndarray, tmp_path: Path
+) -> None:
+    """As of AtlasPatch, which adds embeddings to its files of coordinates, some slides before others."""
+    for number in range(45):
+        peers.write_atlaspatch(tmp_path, XY, {"uni_v2": values} if number == 40 else {}, slide=f"s{number:03}")
+    assert find(tmp_path).tool == "AtlasPatch"

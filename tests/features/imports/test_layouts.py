@@ -518,3 +518,14 @@ def test_files_of_ours_and_of_nobody(reader: PeerReader, small_study: Any, peers
     strange = peers.write_arrays(tmp_path / "s1.h5", {"tiles": np.ones((4, 4))}, {})
     assert reader.recognise(strange) is None
     refuses(reader, strange, "no feature file of TRIDENT, CLAM, STAMP or AtlasPatch")
+
+
+@pytest.mark.parametrize("tool", ["trident", "stamp"])
+def test_no_patch_of_sparse_tissue_is_dropped(tool: str, reader: PeerReader, peers: ModuleType, tmp_path: Path) -> None:
+    """Every second cell of one grid, by rows in turn."""
+    xy = np.array([(x, y) for y in range(12) for x in range(12) if (x + y) % 2 == 0]) * 256
+    path = getattr(peers, f"write_{tool}")(tmp_path, xy, peers.features(72))
+    header = reader.inspect(path)
+    assert header.provenance.imported is not None
+    counts = header.provenance.imported.counts
+    assert (header.geometry.stride_level0, header.patches, counts["dropped"], counts["moved"]) == (256, 72, 0, 0)

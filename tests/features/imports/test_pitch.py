@@ -101,3 +101,16 @@ def test_large_slides_take_seconds() -> None:
     start = time.perf_counter()
     assert infer_pitch(coords).value == pytest.approx(213.333, abs=0.01)
     assert time.perf_counter() - start < 10
+
+
+def test_sparse_tissue_on_one_grid_does_not_overrule_a_stated_pitch() -> None:
+    """No two patches are neighbours, as on a chessboard; where a tool may leave gaps, that is one."""
+    chessboard = np.array([(x, y) for y in range(12) for x in range(12) if (x + y) % 2 == 0], float) * 256
+    stated = {"stated": 256.0, "source": "arithmetic", "patch": 256.0}
+    assert infer_pitch(chessboard, one_grid=True, **stated) == Pitch(256.0, "arithmetic")
+    assert infer_pitch(chessboard, **stated) == Pitch(512.0, "statistics")
+
+
+@pytest.mark.parametrize("actual", [128, 300])
+def test_one_grid_may_be_contradicted(actual: int) -> None:
+    assert infer_pitch(patches(actual), stated=256.0, one_grid=True) == Pitch(actual, "statistics")

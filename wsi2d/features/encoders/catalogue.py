@@ -174,8 +174,8 @@ _BIOPTIMUS = tuple(
         licence=licence, gated=gated,
     )
     for name, hub, weights, licence, gated in (
-        # Of H-optimus-0 some say that its terms must be accepted, some that it is open.
-        ("h-optimus-0", "bioptimus/H-optimus-0", (_BIN, _SAFETENSORS), "Apache-2.0", None),
+        # TRIDENT's loader of H-optimus-0 asks for access that was granted, and a token.
+        ("h-optimus-0", "bioptimus/H-optimus-0", (_BIN, _SAFETENSORS), "Apache-2.0", True),
         ("h-optimus-1", "bioptimus/H-optimus-1", (_SAFETENSORS, _BIN), _NON_COMMERCIAL, True),
     )
 )  # fmt: skip

@@ -60,7 +60,6 @@ class NetworkEncoder:
         self._device = device
         return self
 
-    @torch.inference_mode()
     def encode(self, patches: Tensor) -> Tensor:
         """Embeddings float32 ``[batch, dim]`` of square patches uint8 ``[batch, side, side, 3]`` (RGB).
 
@@ -68,14 +67,35 @@ class NetworkEncoder:
             ConfigError: the patches are something else, too small, or too many for the device's memory.
             ModelError: an embedding has values that are no numbers, or are too large to be kept.
         """
+        return self.settle(self.begin(patches), patches)
+
+    @torch.inference_mode()
+    def begin(self, patches: Tensor) -> Tensor:
+        """Embeddings that are not looked at: a GPU is given the work, and not waited for. :meth:`settle` looks.
+
+        Raises:
+            ConfigError: as :meth:`encode`.
+        """
         check_patches(self.name, patches, self.min_patch_px)
         if not len(patches):
             return torch.empty(0, self.dim)
-        pixels = self.preprocess(patches.to(self._device))
-        dtype = self._autocast_dtype()
-        features = self._run(pixels, dtype)
-        if dtype is not None and not _storable(features):
-            features = self._run(pixels, None)  # half precision has a small range
+        return self._run(self.preprocess(patches.to(self._device)), self._autocast_dtype())
+
+    @torch.inference_mode()
+    def settle(self, features: Tensor, patches: Tensor) -> Tensor:
+        """The embeddings of :meth:`begin`, or those in float32 where half precision could not hold them.
+
+        Args:
+            features: of :meth:`begin`, on its device or fetched from it.
+            patches: of which they are.
+
+        Raises:
+            ConfigError, ModelError: as :meth:`encode`.
+        """
+        if _storable(features):
+            return features
+        if self._autocast_dtype() is not None:
+            features = self._run(self.preprocess(patches.to(self._device)), None)  # half precision has a small range
         if not _storable(features):
             raise ModelError(
                 f"encoder '{self.name}': gives values that are no numbers or too large to be kept; its weights are "

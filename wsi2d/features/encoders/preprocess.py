@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -72,8 +73,15 @@ class Preprocess:
                 pixels = pixels.add_(0.5).floor_().clamp_(0, 255)
         end = self.crop_at + self.crop_px
         pixels = pixels[:, :, self.crop_at : end, self.crop_at : end]
-        mean, sd = (torch.tensor(v, device=pixels.device)[:, None, None] * 255 for v in (self.mean, self.sd))
+        mean, sd = (_levels(values, pixels.device) for values in (self.mean, self.sd))
         return (pixels - mean) / sd
+
+
+@cache
+@torch.inference_mode(False)
+def _levels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Grey levels ``[3, 1, 1]`` on a device. They are kept: a GPU is waited for whenever numbers are moved to it."""
+    return (torch.tensor(values)[:, None, None] * 255).to(device)
 
 
 def per_channel(values: Any) -> tuple[float, float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -35,6 +35,20 @@ class Encoder(Protocol):
 
     def to(self, device: torch.device) -> Encoder:
         """Move to a device; returns itself."""
+        ...
+
+
+@runtime_checkable
+class DeferringEncoder(Encoder, Protocol):
+    """An encoder that looks at its embeddings only when they have been fetched, so that a GPU is never waited for while
+    it could be given its next batch."""
+
+    def begin(self, patches: torch.Tensor) -> torch.Tensor:
+        """As :meth:`encode`, of a batch that is not empty, but what comes is not looked at and may be no numbers."""
+        ...
+
+    def settle(self, features: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """What :meth:`encode` gives, of what :meth:`begin` gave for the same patches, wherever that has been moved."""
         ...
 
 

@@ -28,13 +28,15 @@ Weights = dict[str, Tensor]
 SAFE_SUFFIX = ".safetensors"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth")
 INDEX_FILE = "model.safetensors.index.json"
+_OWN = "model.safetensors"
 # Under one of these keys training scripts keep the weights beside other things.
 _WRAPPERS = ("state_dict", "model")
 _LARGEST_JSON = 2**24
 
 
 def find_weights(folder: Path, names: Sequence[str] = ()) -> Path:
-    """The file of weights in a folder: one of the names, or the only one there is; safetensors go first.
+    """The file of weights in a folder: one of the names, or the only one there is; safetensors go first, but not those
+    that a repository bears its own model under where the names are of another.
 
     Args:
         folder: where to look; not below it.
@@ -44,6 +46,8 @@ def find_weights(folder: Path, names: Sequence[str] = ()) -> Path:
         ModelError: there is none, or there are several and none has such a name.
     """
     here = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+    if _OWN not in names and any(p.name in names for p in here):
+        here = [p for p in here if p.name not in (_OWN, INDEX_FILE)]
     for suffixes in ((SAFE_SUFFIX,), PICKLED_SUFFIXES):
         those = [p for p in here if p.suffix in suffixes and not p.name.startswith(".")]
         named = [p for name in names for p in those if p.name == name]

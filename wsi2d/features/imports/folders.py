@@ -16,6 +16,7 @@ from wsi2d.features.imports.reading import OURS, Recognised
 _DEEPEST = 6  # folders below the given one
 _PATCHES = "patches"
 _SHOWN = 5
+_LOOKED_AT = 20  # sound files without features, after which a folder is left until no other has any
 
 
 @dataclass(frozen=True)
@@ -82,19 +83,27 @@ def _recognised(folders: dict[Path, list[Path]], reader: PeerReader) -> tuple[di
     """Whose features each folder holds, as its first readable file of features says; what is wrong with the others;
     whether there are files of ours."""
     found, complaints, ours = {}, [], False
-    for folder, files in folders.items():
-        for path in files:
-            try:
-                whose = reader.recognise(path)
-            except FeatureStoreError as error:
-                complaints.append(str(error))
-                continue
-            if whose is not None and whose.tool == OURS:
-                ours = True
-            elif whose is not None:
-                found[folder] = whose
-            if whose is not None:
+    left = {folder: iter(files) for folder, files in folders.items()}
+    for most in (_LOOKED_AT, None):  # folders of coordinates have a file a slide, none of which says anything
+        for folder, files in left.items():
+            silent = 0
+            while silent != most and (path := next(files, None)) is not None:
+                try:
+                    whose = reader.recognise(path)
+                except FeatureStoreError as error:
+                    complaints.append(str(error))
+                    continue
+                if whose is None:
+                    silent += 1
+                    continue
+                if whose.tool == OURS:
+                    ours = True
+                else:
+                    found[folder] = whose
+                left[folder] = iter(())
                 break
+        if found:
+            break
     return found, complaints, ours
 
 

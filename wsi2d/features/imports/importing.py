@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from wsi2d.compute import map_ahead
-from wsi2d.errors import ConfigError, FeatureStoreError, ForeignFileError, one_line
+from wsi2d.errors import ConfigError, FeatureStoreError, ForeignFileError, SlideError, TakenOverError, one_line
 from wsi2d.features.failures import list_failures
 from wsi2d.features.hdf5 import has_old_layout
 from wsi2d.features.imports.claims import NO_CLAIMS, Claims
 from wsi2d.features.imports.folders import PeerFolder, find_peer_files
 from wsi2d.features.imports.isolated import PeerReader
+from wsi2d.features.imports.reading import patches_file
+from wsi2d.features.locks import Locks, clear_partial
 from wsi2d.features.outcomes import Outcome, Report, SlideOutcome
 from wsi2d.features.spec import FeatureSpec, spec_of
 from wsi2d.features.store import FeatureHeader, feature_path, read_header
-from wsi2d.files import make_folder, partial_path, remove
+from wsi2d.files import Stamp, make_folder, partial_path, remove, stamp
+from wsi2d.slides.reader import check_slide_id
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = "wsi2d-import/1"
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,9 @@ def import_features(
 ) -> ImportReport:
     """Write features that TRIDENT, CLAM, STAMP or AtlasPatch extracted as feature files of ours.
 
+    Several runs may write to one folder: each slide is written by one of them, and what another has in hand is left to
+    it.
+
     Args:
         source: the tool's root folder, the folder with the features, or one file.
         out: folder of the feature files; also gets ``failures.csv`` where a slide failed. None only with ``check``.
@@ -132,6 +139,7 @@ def import_features(
         job = _Job(found, claims, reader, workers, progress or ImportProgress())
         if folder is not None:
             _refuse_strangers(folder, found)
+        before = {} if folder is None else {name: stamp(feature_path(folder, name)) for name in found.files}
         finished = {} if folder is None or overwrite else _finished(folder, found, claims)
         slides = job.inspect({slide_id: path for slide_id, path in found.files.items() if slide_id not in finished})
         spec = _common_spec([*slides.values(), *finished.values()], source)
@@ -140,9 +148,11 @@ def import_features(
             _refuse_mixing(folder, slides, spec)
             if not check:
                 make_folder(folder, "give another --out")
-                slides |= job.write(folder, slides)
+                _clear(folder, finished)
+                slides |= job.write(folder, slides, before)
                 _remove_unlike(folder, slides.values(), spec)
     slides |= finished
+    _name_elsewhere(slides)
     report = ImportReport(tuple(slides[slide_id] for slide_id in found.files), found.tool, spec)
     if not check and folder is not None:
         list_failures(folder, report.slides)
@@ -163,25 +173,43 @@ class _Job:
         """Read coordinates."""
         return self._each("reading", files, lambda _, path: self.reader.inspect(path, self.found.patches, self.claims))
 
-    def write(self, out: Path, slides: Mapping[str, SlideImport]) -> dict[str, SlideImport]:
-        """Write the slides that could be read."""
+    def write(
+        self, out: Path, slides: Mapping[str, SlideImport], before: Mapping[str, Stamp | None]
+    ) -> dict[str, SlideImport]:
+        """Write the slides that could be read, unless another run does, or has since it was looked ``before``."""
 
-        def convert(slide_id: str, path: Path) -> FeatureHeader:
-            to = feature_path(out, slide_id)
+        def convert(slide_id: str, path: Path) -> FeatureHeader | SlideImport:
             try:
-                return self.reader.convert(path, to, self.found.patches, self.claims)
-            finally:
-                remove(partial_path(to))  # of a process that was killed, now or before
+                check_slide_id(slide_id)
+            except SlideError as error:
+                raise FeatureStoreError(str(error)) from error
+            to, elsewhere = feature_path(out, slide_id), SlideImport(slide_id, path, "elsewhere")
+            with Locks() as locks:  # the thread's own: it holds its lock until its half-written file is gone
+                lock = locks.take(to)
+                if lock is None:
+                    return elsewhere
+                remove(partial_path(to))  # of a run that was killed
+                if stamp(to) != before[slide_id]:
+                    made = _finished(out, replace(self.found, files={slide_id: path}), self.claims)
+                    if made:
+                        return made[slide_id]
+                try:
+                    return self.reader.convert(path, to, self.found.patches, self.claims)
+                except TakenOverError:
+                    return elsewhere
+                finally:
+                    if lock.is_mine():
+                        remove(partial_path(to))  # of a process that was killed now
 
         sound = {slide_id: slide.path for slide_id, slide in slides.items() if slide.outcome != "failed"}
         done: dict[bool, Outcome] = {True: "done", False: "empty"}
         return {
-            slide_id: slide if slide.outcome == "failed" else replace(slide, outcome=done[slide.patches > 0])
+            slide_id: slide if slide.outcome != "checked" else replace(slide, outcome=done[slide.patches > 0])
             for slide_id, slide in self._each("writing", sound, convert).items()
         }
 
     def _each(
-        self, what: str, files: Mapping[str, Path], read: Callable[[str, Path], FeatureHeader]
+        self, what: str, files: Mapping[str, Path], read: Callable[[str, Path], FeatureHeader | SlideImport]
     ) -> dict[str, SlideImport]:
         """Do something with each file, some at a time; what is wrong with one is its outcome."""
 
@@ -191,6 +219,8 @@ class _Job:
                 header = read(slide_id, path)
             except FeatureStoreError as error:
                 return SlideImport(slide_id, path, "failed", error=str(error))
+            if isinstance(header, SlideImport):
+                return header
             return SlideImport(slide_id, path, "checked", header.patches, header=header)
 
         self.progress.started(what, len(files))
@@ -199,6 +229,22 @@ class _Job:
             slides[slide.slide_id] = slide
             self.progress.slide_done()
         return slides
+
+
+def _name_elsewhere(slides: Mapping[str, SlideImport]) -> None:
+    names = [slide_id for slide_id, slide in slides.items() if slide.outcome == "elsewhere"]
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        said = ", ".join(f"'{name}'" for name in names[:_SHOWN])
+        logger.warning("another run is writing %s%s; left to it", said, more)
+
+
+def _clear(out: Path, finished: Iterable[str]) -> None:
+    """Remove what killed runs left: their locks, and their half of what is finished by now."""
+    with Locks() as locks:
+        locks.clear(out)
+        for slide_id in finished:
+            clear_partial(feature_path(out, slide_id), locks)
 
 
 def _common_spec(slides: Iterable[SlideImport], source: Path) -> FeatureSpec | None:
@@ -256,7 +302,8 @@ def _refuse_mixing(out: Path, todo: Mapping[str, SlideImport], spec: FeatureSpec
 
 
 def _finished(out: Path, found: PeerFolder, claims: Claims) -> dict[str, SlideImport]:
-    """Slides whose file is complete and says all that the user says now; those that say less are imported again."""
+    """Slides whose file is complete, no older than what it was made of, and says all that the user says now; others are
+    imported again."""
     finished = {}
     for slide_id, source in found.files.items():
         path = feature_path(out, slide_id)
@@ -275,9 +322,15 @@ def _finished(out: Path, found: PeerFolder, claims: Claims) -> dict[str, SlideIm
             now = claims.fill_header(header, str(path))
         except FeatureStoreError as error:
             raise ConfigError(f"{one_line(str(error)).partition(';')[0]}; use another --out, or --overwrite") from error
-        if now == header:
+        if now == header and not _is_outdated(path, (source, patches_file(source, found.patches))):
             finished[slide_id] = SlideImport(slide_id, source, "skipped", header.patches, header=header)
     return finished
+
+
+def _is_outdated(path: Path, made_of: Iterable[Path | None]) -> bool:
+    """Whether a file is older than one of those it was made of."""
+    stamps = [stamp(made) for made in made_of if made is not None]
+    return any(made is not None and made[-1] > path.stat().st_mtime_ns for made in stamps)
 
 
 def _refuse_strangers(out: Path, found: PeerFolder) -> None:

@@ -40,6 +40,7 @@ class PeerSlide:
         nominal_mpp: whether ``mpp`` is that of a magnification (10 µm/px is 1×), which the user may know better.
         patch: side of a patch.
         pitch, pitch_from: distance of neighbouring patches, and how the file tells it.
+        one_grid: whether the tool lays one grid over the whole slide.
         usual_pitch: what it is with the tool's usual settings, where the file does not tell.
         size: width and height of the slide.
         slide_mpp: size of a level-0 pixel, µm, as the magnification says.
@@ -58,6 +59,7 @@ class PeerSlide:
     patch: float | None = None
     pitch: float | None = None
     pitch_from: PitchSource = "attribute"
+    one_grid: bool = False
     usual_pitch: float | None = None
     size: tuple[float, float] | None = None
     slide_mpp: float | None = None

@@ -41,6 +41,7 @@ def infer_pitch(
     stated: float | None = None,
     source: PitchSource = "attribute",
     patch: float | None = None,
+    one_grid: bool = False,
 ) -> Pitch:
     """The pitch of a grid on which patches lie.
 
@@ -50,6 +51,8 @@ def infer_pitch(
             coordinates drift away from it, and given up where they clearly follow another one.
         source: how that is known.
         patch: side of a patch; what the pitch is taken for where too few patches are neighbours.
+        one_grid: whether the tool lays one grid over the whole slide and states its pitch: that no patches are so close
+            then says that tissue is sparse, and not that there are gaps.
 
     Raises:
         FeatureStoreError: nothing tells.
@@ -69,7 +72,7 @@ def infer_pitch(
             "its patches lie on no grid, as far as distances between neighbours tell; give the coordinates' files with "
             "--patches, or extract the slide with `wsi2d extract`"
         )
-    if found is not None and (stated is None or near.contradict(stated, found)):
+    if found is not None and (stated is None or near.contradict(stated, found, one_grid)):
         stated, source = found, "statistics"
     assert stated is not None
     return Pitch(float(_refined(stated, near, coords)), source)
@@ -110,11 +113,12 @@ class _Distances:
             return patch
         return max(good)
 
-    def contradict(self, stated: float, found: float) -> bool:
+    def contradict(self, stated: float, found: float, one_grid: bool) -> bool:
         """Whether a stated pitch is not that of the coordinates, and the one found clearly is."""
         if self.counts.sum() < _FEW or self.share(found) < _CLEAR or abs(found - stated) <= ROUNDING:
             return False
-        return self.share(stated) < _CONTRADICTED or (found > stated and not self.holds(stated))
+        gaps = not one_grid and found > stated and not self.holds(stated)
+        return self.share(stated) < _CONTRADICTED or gaps
 
     def slope(self, pitch: float, steps: tuple[int, ...] = (2, 4, 8, 16), drift: float = _DRIFT) -> float:
         """A pitch by least squares over ever longer distances, so that each is known to be how many pitches long."""

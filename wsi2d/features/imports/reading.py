@@ -126,7 +126,7 @@ def convert(
 def _opened(path: Path, patches: Path | None, encoder: str | None) -> Iterator[Source]:
     """An open file, and where the one with its patches lies; whatever HDF5 raises on damage becomes one line."""
     try:
-        with Source(path, _patches_file(path, patches), encoder) as source:
+        with Source(path, patches_file(path, patches), encoder) as source:
             yield source
     except FeatureStoreError as error:
         raise _told(path, str(error)) from error
@@ -147,7 +147,7 @@ def _told(path: Path, text: str) -> FeatureStoreError:
     return FeatureStoreError(named if "; " in named else f"{named}; {_REMEDY}")
 
 
-def _patches_file(path: Path, folder: Path | None) -> Path | None:
+def patches_file(path: Path, folder: Path | None) -> Path | None:
     """The file with a slide's coordinates, in a given folder or where CLAM and TRIDENT put it."""
     home = path.parent
     folders = [place / _PATCHES for place in (home, home.parent, home.parent.parent)] if folder is None else [folder]
@@ -199,7 +199,7 @@ def _pitch(slide: PeerSlide) -> tuple[Pitch, float]:
         known = slide.pitch or slide.usual_pitch or slide.patch or 1.0
         return Pitch(known, slide.pitch_from if slide.pitch else "none"), slide.patch or known
     usual = slide.usual_pitch or slide.patch
-    pitch = infer_pitch(slide.coords, stated=slide.pitch, source=slide.pitch_from, patch=usual)
+    pitch = infer_pitch(slide.coords, stated=slide.pitch, source=slide.pitch_from, patch=usual, one_grid=slide.one_grid)
     if slide.patch is None:
         return pitch, pitch.value
     # A stated pitch that coordinates correct by a rounding was rounded as the patch was.

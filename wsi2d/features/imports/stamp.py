@@ -54,6 +54,7 @@ def describe(source: Source) -> PeerSlide:
         mpp=None if tile_px is None else tile_um / tile_px,
         patch=tile_um,
         pitch=pitch,
+        one_grid=True,
     )
 
 

@@ -33,7 +33,8 @@ def describe(source: Source) -> PeerSlide:
     attributes = Attributes(source.file["coords"])
     if _MARK not in attributes and source.patches is not None:
         attributes = Attributes(source.patches["coords"])
-    return PeerSlide(NAME, "features", width(features), coords, encoder=encoder(source), **patch_attributes(attributes))
+    said = patch_attributes(attributes)
+    return PeerSlide(NAME, "features", width(features), coords, encoder=encoder(source), one_grid=True, **said)
 
 
 def encoder(source: Source) -> str | None:
