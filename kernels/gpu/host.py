@@ -130,6 +130,13 @@ def _lanes(values: Tensor | None, dim: int, channels: int, device: torch.device)
     return torch.nn.functional.pad(values.float(), (0, -dim % channels))
 
 
+def _of_channels(cut: _Cut, A: Grids, lanes: Sequence[Tensor | None], device: torch.device) -> tuple[Tensor, ...]:
+    """What the kernels take of all channels, for every launch of them."""
+    channels, dim = cut.tiling.channels, cut.size[3]
+    rates = (_rates(values, cut.states, channels) for values in A)
+    return *rates, *(_lanes(values, dim, channels, device) for values in lanes)
+
+
 def _empty(*shape: int, device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=device)
 
@@ -198,31 +205,23 @@ def selective_forward(
 
     def run(tiling: Tiling) -> Tensor:
         cut = _Cut(u.shape, A.shape[1], tiling, 0, -(-u.shape[3] // tiling.channels))
-        _selective_tiles(cut, (u, delta, u if z is None else z, B, C), A, D, delta_bias, out, softplus, z is not None)
+        parameters = _of_channels(cut, (A,), (D, delta_bias), u.device)
+        _selective_tiles(cut, (u, delta, u if z is None else z, B, C), parameters, out, softplus, z is not None)
         return out
 
     return run(choose("selective", "forward", u, A.shape[1], run))
 
 
 def _selective_tiles(
-    cut: _Cut, grids: Grids, A: Tensor, D: Tensor | None, bias: Tensor | None, out: Tensor | None,
-    softplus: bool, gated: bool,
-) -> tuple[_Borders, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    cut: _Cut, grids: Grids, parameters: Grids, out: Tensor | None, softplus: bool, gated: bool
+) -> _Borders:
     """Run the forward kernel; without ``out`` only for what crosses the borders, all of which is kept."""
-    device, dim = grids[0].device, cut.size[3]
-    borders = _Borders(cut, device, keep=out is None)
-    parameters = _rates(A, cut.states, cut.tiling.channels), *_both(D, bias, dim, cut.tiling.channels, device)
+    borders = _Borders(cut, grids[0].device, keep=out is None)
     tensors = *grids, *parameters, grids[0] if out is None else out, borders.right, borders.down
     rest = *cut.numbers(), *_between(grids), *cut.sizes()
     constants = cut.constants(SOFTPLUS=softplus, GATED=gated, WRITE=out is not None)
     _launch(selective.forward, cut, False, tensors, rest, constants)
-    return borders, parameters
-
-
-def _both(
-    D: Tensor | None, bias: Tensor | None, dim: int, channels: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    return _lanes(D, dim, channels, device), _lanes(bias, dim, channels, device)
+    return borders
 
 
 def selective_backward(
@@ -239,29 +238,24 @@ def selective_backward(
     grad_u, grad_delta, grad_z = _like(u), _like(delta), None if z is None else _like(z)
     device, dim, state = u.device, u.shape[3], A.shape[1]
 
+    def group(cut: _Cut, parameters: Grids, sums: _Sums) -> tuple[Tensor, Tensor]:
+        """Some channels; what crosses their borders is gone before the next ones come."""
+        borders = _selective_tiles(cut, grids, parameters, None, softplus, False)
+        shared = _Shared(cut, device, of_states=1, of_channels=2)
+        pointers = (
+            *grids, *parameters, q, grad_u, grad_delta, grad_u if grad_z is None else grad_z, *sums.parts,
+            *shared.of_states, shared.of_channels, borders.right, borders.down, *shared.scratch,
+        )  # fmt: skip
+        rest = sums.stride, *cut.numbers(), *_between((*grids, q)), *cut.sizes()
+        constants = cut.constants(SOFTPLUS=softplus, GATED=z is not None, ATOMIC=sums.atomic)
+        _launch(selective.backward, cut, True, pointers, rest, constants)
+        return shared.of_states[0].sum((0, 1)), shared.of_channels.sum((0, 1))
+
     def run(tiling: Tiling) -> list[Tensor | None]:
-        cuts = list(
-            _chunks(
-                u.shape,
-                state,
-                tiling,
-                _kept_bytes([t for t in (u, delta, z, B, C) if t is not None], B, 2, state, tiling),
-            )
-        )
-        sums = _Sums(2, cuts[0], device)
-        of_A, of_channels = list[Tensor](), list[Tensor]()
-        for cut in cuts:
-            borders, parameters = _selective_tiles(cut, grids, A, D, delta_bias, None, softplus, False)
-            shared = _Shared(cut, device, of_states=1, of_channels=2)
-            pointers = (
-                *grids, *parameters, q, grad_u, grad_delta, grad_u if grad_z is None else grad_z, *sums.parts,
-                *shared.of_states, shared.of_channels, borders.right, borders.down, *shared.scratch,
-            )  # fmt: skip
-            rest = sums.stride, *cut.numbers(), *_between((*grids, q)), *cut.sizes()
-            constants = cut.constants(SOFTPLUS=softplus, GATED=z is not None, ATOMIC=sums.atomic)
-            _launch(selective.backward, cut, True, pointers, rest, constants)
-            of_A.append(shared.of_states[0].sum((0, 1)))
-            of_channels.append(shared.of_channels.sum((0, 1)))
+        arguments = [t for t in (u, delta, z, B, C) if t is not None]
+        cuts = list(_chunks(u.shape, state, tiling, _kept_bytes(arguments, B, 2, state, tiling)))
+        sums, parameters = _Sums(2, cuts[0], device), _of_channels(cuts[0], (A,), (D, delta_bias), device)
+        of_A, of_channels = zip(*(group(cut, parameters, sums) for cut in cuts), strict=True)
         grad_A = torch.cat(of_A)[:dim, :state].contiguous()
         grad_D, grad_bias = torch.cat(of_channels, 1)[:, :dim]
         return [
@@ -306,23 +300,19 @@ def wavefront_forward(
 
     def run(tiling: Tiling) -> Tensor:
         cut = _Cut(x.shape, A_t.shape[1], tiling, 0, -(-x.shape[3] // tiling.channels))
-        _wavefront_tiles(cut, grids, (A_t, A_l), D, out)
+        _wavefront_tiles(cut, grids, _of_channels(cut, (A_t, A_l), (D,), x.device), out)
         return out
 
     return run(choose("wavefront", "forward", x, A_t.shape[1], run))
 
 
-def _wavefront_tiles(
-    cut: _Cut, grids: Grids, A: tuple[Tensor, Tensor], D: Tensor | None, out: Tensor | None
-) -> tuple[_Borders, tuple[Tensor, ...]]:
+def _wavefront_tiles(cut: _Cut, grids: Grids, parameters: Grids, out: Tensor | None) -> _Borders:
     """Run the forward kernel; without ``out`` only for what crosses the borders, all of which is kept."""
-    device, channels = grids[0].device, cut.tiling.channels
-    borders = _Borders(cut, device, keep=out is None)
-    parameters = *(_rates(values, cut.states, channels) for values in A), _lanes(D, cut.size[3], channels, device)
+    borders = _Borders(cut, grids[0].device, keep=out is None)
     tensors = *grids, *parameters, grids[0] if out is None else out, borders.right, borders.down
     rest = *cut.numbers(), *_between(grids), *cut.sizes()
     _launch(wavefront.forward, cut, False, tensors, rest, cut.constants(WRITE=out is not None))
-    return borders, parameters
+    return borders
 
 
 def wavefront_backward(
@@ -337,21 +327,22 @@ def wavefront_backward(
     grads = [_like(t) for t in (x, delta_t, delta_l)]
     device, dim, state = x.device, x.shape[3], A_t.shape[1]
 
+    def group(cut: _Cut, parameters: Grids, sums: _Sums) -> list[Tensor]:
+        """Some channels; what crosses their borders is gone before the next ones come."""
+        borders = _wavefront_tiles(cut, grids, parameters, None)
+        shared = _Shared(cut, device, of_states=2, of_channels=1)
+        pointers = (
+            *grids, *parameters, q, *grads, *sums.parts, *shared.of_states, shared.of_channels, borders.right,
+            borders.down, *shared.scratch,
+        )  # fmt: skip
+        rest = sums.stride, *cut.numbers(), *_between((*grids, q)), *cut.sizes()
+        _launch(wavefront.backward, cut, True, pointers, rest, cut.constants(ATOMIC=sums.atomic))
+        return [part.sum((0, 1)) for part in (*shared.of_states, shared.of_channels)]
+
     def run(tiling: Tiling) -> list[Tensor | None]:
         cuts = list(_chunks(x.shape, state, tiling, _kept_bytes(grids, C, 3, state, tiling)))
-        sums = _Sums(3, cuts[0], device)
-        of_At, of_Al, of_D = (list[Tensor]() for _ in range(3))
-        for cut in cuts:
-            borders, parameters = _wavefront_tiles(cut, grids, (A_t, A_l), D, None)
-            shared = _Shared(cut, device, of_states=2, of_channels=1)
-            pointers = (
-                *grids, *parameters, q, *grads, *sums.parts, *shared.of_states, shared.of_channels, borders.right,
-                borders.down, *shared.scratch,
-            )  # fmt: skip
-            rest = sums.stride, *cut.numbers(), *_between((*grids, q)), *cut.sizes()
-            _launch(wavefront.backward, cut, True, pointers, rest, cut.constants(ATOMIC=sums.atomic))
-            for parts, part in zip((of_At, of_Al, of_D), (*shared.of_states, shared.of_channels), strict=True):
-                parts.append(part.sum((0, 1)))
+        sums, parameters = _Sums(3, cuts[0], device), _of_channels(cuts[0], (A_t, A_l), (D,), device)
+        of_At, of_Al, of_D = zip(*(group(cut, parameters, sums) for cut in cuts), strict=True)
         grad_At, grad_Al = (torch.cat(parts)[:dim, :state].contiguous() for parts in (of_At, of_Al))
         return [*grads, grad_At, grad_Al, *sums.totals(), None if D is None else torch.cat(of_D, 1)[0, :dim]]
 

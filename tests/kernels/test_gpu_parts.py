@@ -1,8 +1,10 @@
 """Parts of the GPU kernels and their host: the order of tiles, memory that is kept, tilings and what is remembered."""
 
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +83,34 @@ def test_channels_in_several_launches_give_the_same(scan: str, monkeypatch: pyte
         assert a is not None
         assert b is not None
         assert (a.double() - b).norm() < 5e-6 * b.norm(), name
+
+
+@pytest.mark.parametrize("scan", ["selective", "wavefront"])
+def test_borders_of_one_launch_are_gone_before_the_next(scan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = list(make_inputs(scan, (1, 2, 5, 17, 2)).values())
+    made: list[weakref.ref[host._Borders]] = []
+    alive: list[int] = []
+    launch = host._launch
+
+    class Counted(host._Borders):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(weakref.ref(self))
+
+    def counting(*arguments: Any) -> None:
+        alive.append(sum(borders() is not None for borders in made))
+        launch(*arguments)
+
+    monkeypatch.setattr(host, "_kept_bytes", lambda *arguments: 1)  # a block of channels each
+    monkeypatch.setattr(host, "_Borders", Counted)
+    monkeypatch.setattr(host, "_launch", counting)
+    grad_out = torch.randn_like(inputs[0])
+    if scan == "selective":
+        host.selective_backward(grad_out, *inputs, True)
+    else:
+        host.wavefront_backward(grad_out, *inputs)
+    assert len(made) == 3
+    assert alive == [1] * 6, "two launches each"
 
 
 @pytest.mark.parametrize(("height", "dtype", "with_gate"), [
