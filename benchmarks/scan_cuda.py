@@ -16,6 +16,7 @@ This module is run by ``scan.py``; it needs torch, triton and the folder ``kerne
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import subprocess
 import sys
@@ -254,7 +255,7 @@ def run(options: argparse.Namespace, keep: Keep = lambda measured: None) -> dict
     Args:
         keep: takes what has been measured so far, after each grid.
     """
-    begun, limit = time.monotonic(), 60 * getattr(options, "minutes", 7.0)
+    begun, limit = time.monotonic(), 60 * getattr(options, "minutes", math.inf)
     compiling = compiled_side_by_side() if DEVICE == "cuda" else 0.0
     machine, rounds = measure(options.rounds), options.rounds
     name = torch.cuda.get_device_name()
