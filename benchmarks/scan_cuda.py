@@ -1,10 +1,14 @@
 """How fast the 2D scans are on a GPU: time, bytes and exponentials against what the GPU reaches alone.
 
-For each grid, dtype and scan: the time of ``triton`` (the median of rounds, timed by events; for small grids also
-replayed as a CUDA graph, which hides the launches), against its floor, the larger of two: the bytes of arguments and
-results at the measured copy bandwidth, and an exponential for each cell, channel and state (forward; once more in the
-backward; two of them in the wavefront) at the measured rate. Then against the backend ``torch`` and the kernels of
-``scan_rivals.py``, whose results must agree, and the memory above arguments and results.
+For each grid, dtype and scan: the time of ``triton`` (the median of rounds, timed by events, with the second cache
+emptied before each; up to 256×256 also replayed as a CUDA graph, which hides the launches and the host), against its
+floor, the larger of two: the bytes of arguments and results at the measured copy bandwidth, and an exponential for each
+cell, channel and state (forward; once more in the backward; two of them in the wavefront) at the measured rate. Then
+against the backend ``torch`` and the kernels of ``scan_rivals.py``, whose results must agree, and the memory above
+arguments and results.
+
+All kernels are compiled first, by processes side by side. When the minutes asked for are over, what has not been
+measured is left out and named in the result.
 
 This module is run by ``scan.py``; it needs torch, triton and the folder ``kernels/``.
 """
@@ -12,9 +16,14 @@ This module is run by ``scan.py``; it needs torch, triton and the folder ``kerne
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import scan_rivals
 import torch
@@ -26,15 +35,19 @@ from wsi2d.kernels.check import make_inputs
 from wsi2d.kernels.scan2d import selective_scan_2d, wavefront_scan_2d
 
 DIM, STATE = 256, 16
-SIZES = (32, 64, 128, 200, 256, 512, 1024)
+SIZES = (200, 512, 32, 64, 128, 256, 1024)  # what matters most comes first
+RIVALS = (200, 64, 128, 256)
 BATCHES = ((64, 14), (64, 56))
 EXPONENTIALS = {"selective": 1, "wavefront": 2}  # of a cell, channel and state, in the forward
 OPERATORS = {"selective": selective_scan_2d, "wavefront": wavefront_scan_2d}
-LARGEST_LOOP = 256
+LARGEST_LOOP = 128  # side of a grid
+LARGEST_GRAPH = 256
+BYTES_OF_CACHE = 256 * 2**20  # more than any second cache holds
 DEVICE = "cuda"
 SECONDS_OF_A_LINE = 4.0
 
 Call = Callable[[], object]
+Keep = Callable[[dict[str, object]], None]
 
 
 class Machine(NamedTuple):
@@ -73,10 +86,12 @@ def measure(rounds: int) -> Machine:
 def seconds(call: Call, rounds: int) -> float:
     """The median of some rounds, as many as take a few seconds at most."""
     call()
+    flood = torch.empty(BYTES_OF_CACHE, dtype=torch.int8, device=DEVICE)
     torch.cuda.synchronize()
     times: list[float] = []
     while len(times) < rounds and sum(times) < SECONDS_OF_A_LINE:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flood.zero_()
         start.record()
         call()
         end.record()
@@ -88,6 +103,7 @@ def seconds(call: Call, rounds: int) -> float:
 def replayed(call: Call, rounds: int) -> float:
     """The same of a CUDA graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call()
     torch.cuda.current_stream().wait_stream(stream)
@@ -105,11 +121,16 @@ class Scan:
 
     def __init__(self, scan: str, batch: int, size: int, dtype: torch.dtype) -> None:
         self.name, self.size, self.cells = scan, size, batch * size * size
-        inputs = list(make_inputs(scan, (1, size, size, DIM, STATE)).values())[: 5 if scan == "selective" else 8]
-        if scan == "selective":
-            inputs[1] = inputs[1].exp()
-        inputs = [t.to(DEVICE, torch.float32 if t.ndim == 2 else dtype) for t in inputs]
-        inputs = [t if t.ndim == 2 else t.repeat(batch, 1, 1, 1) for t in inputs]
+        count, steps = (5, (1,)) if scan == "selective" else (8, (1, 2))
+        generator = torch.Generator(DEVICE).manual_seed(0)
+        inputs = []
+        for k, small in enumerate(list(make_inputs(scan, (1, 1, 1, DIM, STATE)).values())[:count]):
+            if small.ndim == 2:
+                inputs.append(small.to(DEVICE))
+                continue
+            shape = (batch, size, size, small.shape[-1])
+            values = torch.randn(shape, generator=generator, device=DEVICE, dtype=dtype)
+            inputs.append(values.sigmoid_().mul_(0.5).add_(0.05) if k in steps else values)
         self.leaves = [t.requires_grad_() for t in inputs]
         self.inputs = [t.detach() for t in inputs]
         self.grad_out = torch.randn_like(self.inputs[0])
@@ -147,8 +168,10 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def timed(scan: Scan, batch: int, machine: Machine, rounds: int, dtype: str) -> list[dict[str, object]]:
-    """A line for the forward, and one for forward and backward."""
+def timed(
+    scan: Scan, batch: int, machine: Machine, rounds: int, dtype: str, *, loops: bool = True
+) -> list[dict[str, object]]:
+    """A line for the forward, and one for forward and backward; ``loops``: also against the backend ``torch``."""
     rows: list[dict[str, object]] = []
     for part, call in (("forward", scan.forward), ("forward + backward", scan.both)):
         taken, (floor, bound) = seconds(call, rounds), scan.floor(part, machine)
@@ -156,11 +179,10 @@ def timed(scan: Scan, batch: int, machine: Machine, rounds: int, dtype: str) -> 
             "scan": scan.name, "grid": f"{scan.size}×{scan.size}", "batch": batch, "dtype": dtype, "part": part,
             "milliseconds": taken * 1e3, "times_floor": taken / floor, "floor": bound,
         }  # fmt: skip
-        if scan.size <= LARGEST_LOOP:
-            graph = replayed(scan.forward, rounds) if part == "forward" else None
-            if graph is not None:
-                row |= {"milliseconds_in_a_graph": graph * 1e3, "times_floor_in_a_graph": graph / floor}
-        if batch == 1 and scan.size <= LARGEST_LOOP:
+        if scan.size <= LARGEST_GRAPH:
+            graph = replayed(call, rounds)
+            row |= {"milliseconds_in_a_graph": graph * 1e3, "times_floor_in_a_graph": graph / floor}
+        if loops and batch == 1 and scan.size <= LARGEST_LOOP:
             loop = (lambda: scan.forward("torch")) if part == "forward" else (lambda: scan.both("torch"))
             row["than_torch"] = seconds(loop, 3) / taken
         rows.append(row)
@@ -197,13 +219,63 @@ def against_rivals(size: int, rounds: int, machine: Machine) -> dict[str, object
 # --- all of it -----------------------------------------------------------------------------------------------------
 
 
-def run(options: argparse.Namespace) -> dict[str, object]:
-    """Measure, print, and return what was measured."""
+def compile_all(scan: str, dtype: str) -> None:
+    """Compile what a run may launch, once, into Triton's cache on disk."""
+    from wsi2d.kernels.gpu import host
+    from wsi2d.kernels.gpu.tuning import candidates
+
+    case = Scan(scan, 1, 16, getattr(torch, dtype))
+    parts, sides = ("forward", "backward"), (32, 512)
+    tilings = {part: [tiling for n in sides for tiling in candidates(part, n, n, STATE)] for part in parts}
+    for wanted, call in (("forward", case.forward), ("backward", case.both)):
+        for tiling in dict.fromkeys(tilings[wanted]):
+
+            def chosen(scan: str, part: str, *rest: Any, wanted: str = wanted, tiling: Any = tiling) -> Any:
+                return tiling if part == wanted else tilings[part][0]
+
+            host.choose = chosen
+            call()
+    torch.cuda.synchronize()
+
+
+def compiled_side_by_side() -> float:
+    """The same for all scans and dtypes, in a process each; the seconds it took."""
+    start, script = time.monotonic(), str(Path(__file__).with_name("scan.py"))
+    kinds = [(scan, dtype) for scan in OPERATORS for dtype in ("float32", "bfloat16")]
+    command = [sys.executable, script, "--device", "cuda", "--compile"]
+    running = [subprocess.Popen([*command, *kind]) for kind in kinds]
+    for process in running:
+        process.wait()  # what one of them could not compile is compiled, and its error shown, by the run
+    return time.monotonic() - start
+
+
+def run(options: argparse.Namespace, keep: Keep = lambda measured: None) -> dict[str, object]:
+    """Measure, print, and return what was measured.
+
+    Args:
+        keep: takes what has been measured so far, after each grid.
+    """
+    begun, limit = time.monotonic(), 60 * getattr(options, "minutes", math.inf)
+    compiling = compiled_side_by_side() if DEVICE == "cuda" else 0.0
     machine, rounds = measure(options.rounds), options.rounds
     name = torch.cuda.get_device_name()
     print(f"{name}; torch {torch.__version__}, triton {triton.__version__}; E = {DIM}, N = {STATE}")
-    print(f"copies {machine.bandwidth / 1e12:.2f} TB/s, {machine.exponentials / 1e12:.2f} exponentials a ps\n")
-    rows, memory = [], []
+    print(f"copies {machine.bandwidth / 1e12:.2f} TB/s, {machine.exponentials / 1e12:.2f} exponentials a ps")
+    print(f"compiled in {compiling:.0f} s\n")
+    rows, memory, rivals, left_out = [], [], [], list[str]()
+    measured: dict[str, object] = {
+        "machine": name, "triton": triton.__version__, "dim": DIM, "state": STATE, **machine._asdict(),
+        "seconds_of_compiling": compiling, "times": rows, "against_rivals": rivals, "memory": memory,
+        "left_out": left_out,
+    }  # fmt: skip
+    for size in (128,) if options.quick else RIVALS:
+        if time.monotonic() - begun > limit / 2:
+            left_out.append(f"rivals {size}×{size}")
+            continue
+        rivals.append(rival := against_rivals(size, rounds, machine))
+        numbers = f"{rival['than_published']:.1f}× the published structure, {rival['than_sequence']:.1f}× a 1D scan"
+        print(f"selective {rival['grid']} forward, float32: as fast as {numbers} of as many cells", flush=True)
+        keep(measured)
     print(
         f"{'scan':10} {'grid':11} {'batch':>5} {'dtype':9} {'part':19} {'ms':>9} {'× floor':>8} {'in a graph':>11}",
         end="",
@@ -213,24 +285,24 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     for batch, size in cases:
         for scan in OPERATORS:
             for dtype in ("float32", "bfloat16"):
+                past = time.monotonic() - begun
+                if past > limit:
+                    left_out.append(f"{scan} {size}×{size} batch {batch} {dtype}")
+                    continue
                 case = Scan(scan, batch, size, getattr(torch, dtype))
-                for row in timed(case, batch, machine, rounds, dtype):
+                for row in timed(case, batch, machine, rounds, dtype, loops=past < 0.7 * limit):
                     rows.append(row)
                     print(_line(row), flush=True)
                 if size >= 512:
                     memory.append({"scan": scan, "grid": f"{size}×{size}", "dtype": dtype, "share": case.memory()})
                 del case
                 torch.cuda.empty_cache()
-    rivals = [against_rivals(size, rounds, machine) for size in ((128,) if options.quick else (64, 128, 200, 256))]
-    for rival in rivals:
-        numbers = f"{rival['than_published']:.1f}× the published structure, {rival['than_sequence']:.1f}× a 1D scan"
-        print(f"selective {rival['grid']} forward, float32: as fast as {numbers} of as many cells")
+                keep(measured)
     for share in memory:
         print(f"{share['scan']} {share['grid']} {share['dtype']}: memory {share['share']:.2f} of the arguments'")
-    return {
-        "machine": name, "triton": triton.__version__, "dim": DIM, "state": STATE, **machine._asdict(), "times": rows,
-        "against_rivals": rivals, "memory": memory,
-    }  # fmt: skip
+    if left_out:
+        print(f"left out, for want of time: {', '.join(left_out)}")
+    return measured
 
 
 def _line(row: dict[str, object]) -> str:

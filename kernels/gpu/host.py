@@ -6,23 +6,27 @@ This module needs triton. In Triton's interpreter (``TRITON_INTERPRET=1``) it ta
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from wsi2d.kernels.gpu import selective, wavefront
-from wsi2d.kernels.gpu.tuning import Tiling, choose, power_of_two
+from wsi2d.kernels.gpu.tuning import LARGE, Tiling, choose, power_of_two
 
 _PROGRAMS_A_PROCESSOR = {False: 12, True: 8}  # forward and, with more registers, backward
 _INTERPRETED_PROGRAMS = 3
-_KEPT = 8 * 2**20  # bytes of what crosses the borders of tiles that the backward may always keep
+_FREELY = 512 * 2**20  # bytes that a backward may take on grids below LARGE: all channels in one launch
+_SPARE = 8 * 2**20  # of a quarter, for what the allocator rounds up
+_FEWEST_CHANNELS = 4  # of a block, where a block of more would take too much memory
 
 Grids = Sequence[Tensor]
+_Result = TypeVar("_Result")
 
 
 # --- how a grid is cut ---------------------------------------------------------------------------------------------
@@ -66,6 +70,19 @@ class _Cut:
         """Tiles of all blocks and images."""
         return self.down * self.across * self.blocks * self.size[0]
 
+    def right(self, planes: int) -> tuple[int, ...]:
+        """Shape of what crosses right borders, of so many tile columns at most: the last one has no neighbour."""
+        return min(planes, self.across - 1), self.size[0], self.size[1], self.carried, self.states
+
+    def lower(self, planes: int) -> tuple[int, ...]:
+        """And lower ones, of tile rows."""
+        return min(planes, self.down - 1), self.size[0], self.size[2], self.carried, self.states
+
+    def programs(self, reverse: bool, device: torch.device) -> int:
+        """No more than run at a time, nor than twice the tiles that do not depend on each other."""
+        at_once = min(self.down, self.across) * self.blocks * self.size[0]
+        return min(self.units, 2 * at_once, _most_programs(device, reverse))
+
     def numbers(self) -> tuple[int, ...]:
         """What both kernels take of the tiles."""
         return self.down, self.across, self.blocks, self.size[0], self.first
@@ -80,14 +97,49 @@ class _Cut:
         return {**sizes, **options, "num_warps": tiling.warps}
 
 
-def _chunks(size: torch.Size, state: int, tiling: Tiling, kept: int) -> Iterator[_Cut]:
-    """Channels in launches whose tiles' borders need no more than ``kept`` bytes, but a block at least."""
-    images, height, width, dim = size
-    whole = _Cut(size, state, tiling, 0, -(-dim // tiling.channels))
-    of_block = 4 * images * whole.states * tiling.channels * (whole.across * height + whole.down * width)
-    blocks = max(1, min(whole.blocks, kept // of_block))
-    for first in range(0, whole.blocks, blocks):
-        yield _Cut(size, state, tiling, first * tiling.channels, min(blocks, whole.blocks - first))
+def _chunks(
+    size: torch.Size, state: int, tiling: Tiling, allowed: int, sums: _Kinds, device: torch.device
+) -> list[_Cut]:
+    """Channels in launches that take no more than ``allowed`` bytes beside arguments and results, but a block at least.
+
+    A block is of fewer channels where one takes more.
+    """
+    while True:
+        blocks = -(-size[3] // tiling.channels)
+        at_once = _at_once(size, state, tiling, blocks, allowed, sums, device)
+        if at_once or tiling.channels <= _FEWEST_CHANNELS:
+            break
+        tiling = tiling._replace(channels=tiling.channels // 2)
+    at_once = -(-blocks // -(-blocks // max(1, at_once)))  # groups of one size
+    return [
+        _Cut(size, state, tiling, first * tiling.channels, min(at_once, blocks - first))
+        for first in range(0, blocks, at_once)
+    ]
+
+
+def _at_once(
+    size: torch.Size, state: int, tiling: Tiling, blocks: int, allowed: int, sums: _Kinds, device: torch.device
+) -> int:
+    """How many blocks of channels fit."""
+
+    def needed(count: int) -> int:
+        return _beside(_Cut(size, state, tiling, 0, count), sums, device)
+
+    if needed(blocks) <= allowed:
+        return blocks
+    return bisect_right(range(1, blocks), allowed, key=needed)
+
+
+def _beside(cut: _Cut, sums: _Kinds, device: torch.device) -> int:
+    """Bytes of a launch of a backward beside arguments and results."""
+    borders = (cut.right(cut.across), cut.lower(cut.down), cut.right(1), cut.lower(1))
+    of_states = (sums.cells - 1) * cut.down * cut.size[0] * cut.carried * cut.states
+    tile = cut.tiling.rows * cut.tiling.columns * cut.tiling.channels * cut.states
+    cells = math.prod(cut.size[:3]) * cut.state * sums.cells
+    own = cut.blocks if sums.own and cut.blocks > 1 else 0
+    numbers = sum(map(math.prod, borders)) + of_states + tile * cut.programs(True, device) + cut.units
+    # rounded copies, half as large, are made when the borders are gone
+    return 4 * max(numbers + cells * own + (cells // 2 if sums.rounded else 0), cells * (own + sums.rounded))
 
 
 @cache
@@ -95,6 +147,44 @@ def _most_programs(device: torch.device, reverse: bool) -> int:
     if device.type != "cuda":
         return _INTERPRETED_PROGRAMS
     return _PROGRAMS_A_PROCESSOR[reverse] * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+class _Kinds(NamedTuple):
+    """Of a backward's sums over channels.
+
+    Attributes:
+        cells: how many there are; one more than matrices of decays.
+        own: whether each block of channels has its own.
+        rounded: whether results are copies in half precision.
+    """
+
+    cells: int
+    own: bool
+    rounded: bool
+
+
+def _kinds(count: int, B: Tensor) -> _Kinds:
+    return _Kinds(count, torch.are_deterministic_algorithms_enabled(), B.dtype != torch.float32)
+
+
+def _kept_bytes(arguments: Grids) -> int:
+    """What a backward may take beside arguments and results: a quarter of the arguments, of small grids more."""
+    (_, height, width, _), device = arguments[0].shape, arguments[0].device
+    quarter = sum(grid.numel() * grid.element_size() for grid in arguments) // 4 - _SPARE
+    return quarter if height * width >= LARGE else max(quarter, min(_FREELY, _memory(device) // 16))
+
+
+@cache
+def _memory(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 2**40
+
+
+def _or_with_less(run: Callable[[int], _Result], allowed: int) -> _Result:
+    """Again with less memory where there is not as much."""
+    for less in (allowed, allowed // 4, allowed // 16):
+        with suppress(torch.cuda.OutOfMemoryError):
+            return run(less)
+    return run(0)
 
 
 # --- arguments -----------------------------------------------------------------------------------------------------
@@ -130,8 +220,16 @@ def _lanes(values: Tensor | None, dim: int, channels: int, device: torch.device)
     return torch.nn.functional.pad(values.float(), (0, -dim % channels))
 
 
+def _of_channels(cut: _Cut, A: Grids, lanes: Sequence[Tensor | None], device: torch.device) -> tuple[Tensor, ...]:
+    """What the kernels take of all channels, for every launch of them."""
+    channels, dim = cut.tiling.channels, cut.size[3]
+    rates = (_rates(values, cut.states, channels) for values in A)
+    return *rates, *(_lanes(values, dim, channels, device) for values in lanes)
+
+
 def _empty(*shape: int, device: torch.device) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=device)
+    """A number at least: kernels take an address also of what they never read."""
+    return torch.empty(max(1, math.prod(shape)), dtype=torch.float32, device=device)
 
 
 def _like(grid: Tensor) -> Tensor:
@@ -145,41 +243,30 @@ def _launch(
     """Draw all tiles of a cut: ``grids`` are pointers up to the tickets, ``rest`` what comes behind the flags."""
     device = grids[0].device
     waiting = torch.zeros(1 + cut.units, dtype=torch.int32, device=device)
-    programs = min(cut.units, _most_programs(device, reverse))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](*grids, waiting, waiting[1:], *rest, **constants)
+        kernel[(cut.programs(reverse, device),)](*grids, waiting, waiting[1:], *rest, **constants)
 
 
 class _Borders:
     """What crosses the borders of tiles: overwritten by the next tile, or all kept for a backward."""
 
     def __init__(self, cut: _Cut, device: torch.device, *, keep: bool) -> None:
-        images, height, width, _ = cut.size
-        self.right = _empty(cut.across if keep else 1, images, height, cut.carried, cut.states, device=device)
-        self.down = _empty(cut.down if keep else 1, images, width, cut.carried, cut.states, device=device)
+        self.right = _empty(*cut.right(cut.across if keep else 1), device=device)
+        self.down = _empty(*cut.lower(cut.down if keep else 1), device=device)
 
 
 class _Sums:
     """Gradients that are summed over channels ``[images, height, width, state]``: one sum that all programs add to, or
     one for each block of a launch where the order of additions must always be the same."""
 
-    def __init__(self, count: int, cut: _Cut, device: torch.device) -> None:
-        self.atomic = not torch.are_deterministic_algorithms_enabled()
-        shape = (1 if self.atomic else cut.blocks, *cut.size[:3], cut.state)
-        self.parts = [torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(count)]
+    def __init__(self, kinds: _Kinds, cut: _Cut, device: torch.device) -> None:
+        self.atomic = not kinds.own
+        shape = (cut.blocks if kinds.own else 1, *cut.size[:3], cut.state)
+        self.parts = [torch.zeros(shape, dtype=torch.float32, device=device) for _ in range(kinds.cells)]
         self.stride = self.parts[0][0].numel()
 
     def totals(self) -> list[Tensor]:
         return [part.sum(0) if len(part) > 1 else part[0] for part in self.parts]
-
-
-def _kept_bytes(arguments: Grids, B: Tensor, sums: int, state: int, tiling: Tiling) -> int:
-    """What a backward may keep of the borders, for it to need no more than a quarter of its arguments where it can."""
-    size = sum(grid.numel() * grid.element_size() for grid in arguments)
-    of_tile = 4 * tiling.rows * tiling.columns * tiling.channels * power_of_two(state)
-    scratch = _most_programs(B.device, True) * of_tile
-    halves = 0 if B.dtype == torch.float32 else sums * B.numel() * 4
-    return max(_KEPT, size // 4 - scratch - halves - _KEPT // 4)
 
 
 # --- the selective scan --------------------------------------------------------------------------------------------
@@ -198,31 +285,23 @@ def selective_forward(
 
     def run(tiling: Tiling) -> Tensor:
         cut = _Cut(u.shape, A.shape[1], tiling, 0, -(-u.shape[3] // tiling.channels))
-        _selective_tiles(cut, (u, delta, u if z is None else z, B, C), A, D, delta_bias, out, softplus, z is not None)
+        parameters = _of_channels(cut, (A,), (D, delta_bias), u.device)
+        _selective_tiles(cut, (u, delta, u if z is None else z, B, C), parameters, out, softplus, z is not None)
         return out
 
     return run(choose("selective", "forward", u, A.shape[1], run))
 
 
 def _selective_tiles(
-    cut: _Cut, grids: Grids, A: Tensor, D: Tensor | None, bias: Tensor | None, out: Tensor | None,
-    softplus: bool, gated: bool,
-) -> tuple[_Borders, tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    cut: _Cut, grids: Grids, parameters: Grids, out: Tensor | None, softplus: bool, gated: bool
+) -> _Borders:
     """Run the forward kernel; without ``out`` only for what crosses the borders, all of which is kept."""
-    device, dim = grids[0].device, cut.size[3]
-    borders = _Borders(cut, device, keep=out is None)
-    parameters = _rates(A, cut.states, cut.tiling.channels), *_both(D, bias, dim, cut.tiling.channels, device)
+    borders = _Borders(cut, grids[0].device, keep=out is None)
     tensors = *grids, *parameters, grids[0] if out is None else out, borders.right, borders.down
     rest = *cut.numbers(), *_between(grids), *cut.sizes()
     constants = cut.constants(SOFTPLUS=softplus, GATED=gated, WRITE=out is not None)
     _launch(selective.forward, cut, False, tensors, rest, constants)
-    return borders, parameters
-
-
-def _both(
-    D: Tensor | None, bias: Tensor | None, dim: int, channels: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    return _lanes(D, dim, channels, device), _lanes(bias, dim, channels, device)
+    return borders
 
 
 def selective_backward(
@@ -239,35 +318,34 @@ def selective_backward(
     grad_u, grad_delta, grad_z = _like(u), _like(delta), None if z is None else _like(z)
     device, dim, state = u.device, u.shape[3], A.shape[1]
 
-    def run(tiling: Tiling) -> list[Tensor | None]:
-        cuts = list(
-            _chunks(
-                u.shape,
-                state,
-                tiling,
-                _kept_bytes([t for t in (u, delta, z, B, C) if t is not None], B, 2, state, tiling),
-            )
-        )
-        sums = _Sums(2, cuts[0], device)
-        of_A, of_channels = list[Tensor](), list[Tensor]()
-        for cut in cuts:
-            borders, parameters = _selective_tiles(cut, grids, A, D, delta_bias, None, softplus, False)
-            shared = _Shared(cut, device, of_states=1, of_channels=2)
-            pointers = (
-                *grids, *parameters, q, grad_u, grad_delta, grad_u if grad_z is None else grad_z, *sums.parts,
-                *shared.of_states, shared.of_channels, borders.right, borders.down, *shared.scratch,
-            )  # fmt: skip
-            rest = sums.stride, *cut.numbers(), *_between((*grids, q)), *cut.sizes()
-            constants = cut.constants(SOFTPLUS=softplus, GATED=z is not None, ATOMIC=sums.atomic)
-            _launch(selective.backward, cut, True, pointers, rest, constants)
-            of_A.append(shared.of_states[0].sum((0, 1)))
-            of_channels.append(shared.of_channels.sum((0, 1)))
+    def group(cut: _Cut, parameters: Grids, sums: _Sums) -> tuple[Tensor, Tensor]:
+        """Some channels; what crosses their borders is gone before the next ones come."""
+        borders = _selective_tiles(cut, grids, parameters, None, softplus, False)
+        shared = _Shared(cut, device, of_states=1, of_channels=2)
+        pointers = (
+            *grids, *parameters, q, grad_u, grad_delta, grad_u if grad_z is None else grad_z, *sums.parts,
+            *shared.of_states, shared.of_channels, borders.right, borders.down, *shared.scratch,
+        )  # fmt: skip
+        rest = sums.stride, *cut.numbers(), *_between((*grids, q)), *cut.sizes()
+        constants = cut.constants(SOFTPLUS=softplus, GATED=z is not None, ATOMIC=sums.atomic)
+        _launch(selective.backward, cut, True, pointers, rest, constants)
+        return shared.of_states[0].sum((0, 1)), shared.of_channels.sum((0, 1))
+
+    def within(allowed: int, tiling: Tiling) -> list[Tensor | None]:
+        kinds = _kinds(2, B)
+        cuts = _chunks(u.shape, state, tiling, allowed, kinds, device)
+        sums, parameters = _Sums(kinds, cuts[0], device), _of_channels(cuts[0], (A,), (D, delta_bias), device)
+        of_A, of_channels = zip(*(group(cut, parameters, sums) for cut in cuts), strict=True)
         grad_A = torch.cat(of_A)[:dim, :state].contiguous()
         grad_D, grad_bias = torch.cat(of_channels, 1)[:, :dim]
         return [
             grad_u, grad_delta, grad_A, *sums.totals(), None if D is None else grad_D.clone(), grad_z,
             None if delta_bias is None else grad_bias.clone(),
         ]  # fmt: skip
+
+    def run(tiling: Tiling) -> list[Tensor | None]:
+        allowed = _kept_bytes([t for t in (u, delta, z, B, C) if t is not None])
+        return _or_with_less(lambda allowed: within(allowed, tiling), allowed)
 
     return run(choose("selective", "backward", u, state, run))
 
@@ -276,17 +354,17 @@ class _Shared:
     """What the tiles of a backward add to, and their scratch."""
 
     def __init__(self, cut: _Cut, device: torch.device, *, of_states: int, of_channels: int) -> None:
-        (images, height, width, _), tiling = cut.size, cut.tiling
+        images, tiling = cut.size[0], cut.tiling
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float32, device=device)
 
         self.of_states = [zeros(cut.down, images, cut.carried, cut.states) for _ in range(of_states)]
         self.of_channels = zeros(cut.down, images, of_channels, cut.carried)
-        programs = min(cut.units, _most_programs(device, True))
+        programs = cut.programs(True, device)
         self.scratch = (
-            _empty(images, height, cut.carried, cut.states, device=device),
-            _empty(images, width, cut.carried, cut.states, device=device),
+            _empty(*cut.right(1), device=device),
+            _empty(*cut.lower(1), device=device),
             _empty(programs, tiling.rows, tiling.columns, tiling.channels, cut.states, device=device),
         )
 
@@ -306,23 +384,19 @@ def wavefront_forward(
 
     def run(tiling: Tiling) -> Tensor:
         cut = _Cut(x.shape, A_t.shape[1], tiling, 0, -(-x.shape[3] // tiling.channels))
-        _wavefront_tiles(cut, grids, (A_t, A_l), D, out)
+        _wavefront_tiles(cut, grids, _of_channels(cut, (A_t, A_l), (D,), x.device), out)
         return out
 
     return run(choose("wavefront", "forward", x, A_t.shape[1], run))
 
 
-def _wavefront_tiles(
-    cut: _Cut, grids: Grids, A: tuple[Tensor, Tensor], D: Tensor | None, out: Tensor | None
-) -> tuple[_Borders, tuple[Tensor, ...]]:
+def _wavefront_tiles(cut: _Cut, grids: Grids, parameters: Grids, out: Tensor | None) -> _Borders:
     """Run the forward kernel; without ``out`` only for what crosses the borders, all of which is kept."""
-    device, channels = grids[0].device, cut.tiling.channels
-    borders = _Borders(cut, device, keep=out is None)
-    parameters = *(_rates(values, cut.states, channels) for values in A), _lanes(D, cut.size[3], channels, device)
+    borders = _Borders(cut, grids[0].device, keep=out is None)
     tensors = *grids, *parameters, grids[0] if out is None else out, borders.right, borders.down
     rest = *cut.numbers(), *_between(grids), *cut.sizes()
     _launch(wavefront.forward, cut, False, tensors, rest, cut.constants(WRITE=out is not None))
-    return borders, parameters
+    return borders
 
 
 def wavefront_backward(
@@ -337,22 +411,27 @@ def wavefront_backward(
     grads = [_like(t) for t in (x, delta_t, delta_l)]
     device, dim, state = x.device, x.shape[3], A_t.shape[1]
 
-    def run(tiling: Tiling) -> list[Tensor | None]:
-        cuts = list(_chunks(x.shape, state, tiling, _kept_bytes(grids, C, 3, state, tiling)))
-        sums = _Sums(3, cuts[0], device)
-        of_At, of_Al, of_D = (list[Tensor]() for _ in range(3))
-        for cut in cuts:
-            borders, parameters = _wavefront_tiles(cut, grids, (A_t, A_l), D, None)
-            shared = _Shared(cut, device, of_states=2, of_channels=1)
-            pointers = (
-                *grids, *parameters, q, *grads, *sums.parts, *shared.of_states, shared.of_channels, borders.right,
-                borders.down, *shared.scratch,
-            )  # fmt: skip
-            rest = sums.stride, *cut.numbers(), *_between((*grids, q)), *cut.sizes()
-            _launch(wavefront.backward, cut, True, pointers, rest, cut.constants(ATOMIC=sums.atomic))
-            for parts, part in zip((of_At, of_Al, of_D), (*shared.of_states, shared.of_channels), strict=True):
-                parts.append(part.sum((0, 1)))
+    def group(cut: _Cut, parameters: Grids, sums: _Sums) -> list[Tensor]:
+        """Some channels; what crosses their borders is gone before the next ones come."""
+        borders = _wavefront_tiles(cut, grids, parameters, None)
+        shared = _Shared(cut, device, of_states=2, of_channels=1)
+        pointers = (
+            *grids, *parameters, q, *grads, *sums.parts, *shared.of_states, shared.of_channels, borders.right,
+            borders.down, *shared.scratch,
+        )  # fmt: skip
+        rest = sums.stride, *cut.numbers(), *_between((*grids, q)), *cut.sizes()
+        _launch(wavefront.backward, cut, True, pointers, rest, cut.constants(ATOMIC=sums.atomic))
+        return [part.sum((0, 1)) for part in (*shared.of_states, shared.of_channels)]
+
+    def within(allowed: int, tiling: Tiling) -> list[Tensor | None]:
+        kinds = _kinds(3, C)
+        cuts = _chunks(x.shape, state, tiling, allowed, kinds, device)
+        sums, parameters = _Sums(kinds, cuts[0], device), _of_channels(cuts[0], (A_t, A_l), (D,), device)
+        of_At, of_Al, of_D = zip(*(group(cut, parameters, sums) for cut in cuts), strict=True)
         grad_At, grad_Al = (torch.cat(parts)[:dim, :state].contiguous() for parts in (of_At, of_Al))
         return [*grads, grad_At, grad_Al, *sums.totals(), None if D is None else torch.cat(of_D, 1)[0, :dim]]
+
+    def run(tiling: Tiling) -> list[Tensor | None]:
+        return _or_with_less(lambda allowed: within(allowed, tiling), _kept_bytes(grids))
 
     return run(choose("wavefront", "backward", x, state, run))

@@ -36,10 +36,20 @@ _CANDIDATES = {
     "forward": (Tiling(8, 4, 8, 1), Tiling(4, 4, 8, 1), Tiling(8, 8, 8, 1)),
     "backward": (Tiling(8, 4, 8, 1), Tiling(4, 4, 8, 1)),
 }
+_OF_LARGE = {  # of a backward, the borders' memory decides how many channels go in a launch
+    "forward": _CANDIDATES["forward"],
+    "backward": (Tiling(8, 4, 4, 1), Tiling(8, 4, 8, 1)),
+}
+_OF_ONE_ROW = {
+    "forward": (Tiling(1, 16, 4, 1), Tiling(1, 4, 8, 1)),
+    "backward": (Tiling(1, 8, 4, 1), Tiling(1, 4, 8, 1)),
+}
+LARGE = 512 * 512  # cells of a grid from which on a backward takes no more than a quarter of its arguments
 _SMALLEST = (Tiling(8, 4, 4, 1), Tiling(8, 2, 4, 1), Tiling(8, 1, 4, 1), Tiling(8, 1, 1, 1))  # for many states
 _HELD = {"forward": (1, 10), "backward": (6, 20)}  # numbers of a state in a thread: for each column, and beside
 _REGISTERS = 200  # of a thread, for these
 _RUNS = 5
+_AT_ONCE = 4  # runs between two events, so that the host waits behind the GPU and not the other way round
 
 
 def power_of_two(count: int) -> int:
@@ -63,7 +73,8 @@ def candidates(part: str, height: int, width: int, state: int) -> list[Tiling]:
     def wasteful(tiling: Tiling) -> bool:
         return tiling.rows >= 2 * max(height, 4) or tiling.columns >= 2 * max(width, 4)
 
-    found = [tiling for tiling in _CANDIDATES[part] if fits(tiling) and not wasteful(tiling)]
+    kinds = _OF_ONE_ROW if height == 1 else _OF_LARGE if height * width >= LARGE else _CANDIDATES
+    found = [tiling for tiling in kinds[part] if fits(tiling) and not wasteful(tiling)]
     return found or [next((tiling for tiling in _SMALLEST if fits(tiling)), _SMALLEST[-1])]
 
 
@@ -86,7 +97,8 @@ def choose(scan: str, part: str, first: Tensor, state: int, run: Callable[[Tilin
     with torch.cuda.device(first.device):
         known = _known(first.device)
         sizes = (*(power_of_two(n) for n in (images, height, width)), dim, state)
-        key = " ".join(map(str, (scan, part, *sizes, str(first.dtype).removeprefix("torch."))))
+        kind = "large" if height * width >= LARGE else "small"
+        key = " ".join(map(str, (scan, part, kind, *sizes, str(first.dtype).removeprefix("torch."))))
         if key in known and known[key] in tried:
             return known[key]
         if torch.cuda.is_current_stream_capturing():
@@ -104,10 +116,11 @@ def _milliseconds(run: Callable[[Tiling], Any], tiling: Tiling) -> float:
         for _ in range(_RUNS):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            run(tiling)
+            for _ in range(_AT_ONCE):
+                run(tiling)
             end.record()
             end.synchronize()
-            times.append(float(start.elapsed_time(end)))
+            times.append(float(start.elapsed_time(end)) / _AT_ONCE)
     except (torch.cuda.OutOfMemoryError, triton.runtime.errors.OutOfResources):
         return math.inf
     return min(times)

@@ -4,6 +4,7 @@ import copy
 import itertools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from wsi2d.kernels.scan2d import available_backends, choose_backend
+from wsi2d.kernels.scan2d import available_backends, choose_backend, selective_scan_2d
 
 DEVICE = torch.device("cuda")
 TRITON = "triton"
@@ -40,8 +41,10 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 @pytest.fixture(autouse=True)
 def no_chosen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine's environment says, `backend=None` is the library's own choice here."""
+    """Whatever the machine's environment says, `backend=None` is the library's own choice here, and no test but that of
+    tuning compiles more than one tiling."""
     monkeypatch.delenv("WSI2D_SCAN_BACKEND", raising=False)
+    monkeypatch.setenv("WSI2D_SCAN_TUNING", "off")
 
 
 def on_device(inputs: Inputs) -> Inputs:
@@ -254,6 +257,97 @@ def test_more_elements_than_32_bits_count(harness: ModuleType, operator: Any) ->
             harness.assert_close(whole[:, kept, kept].cpu(), wanted, 1e-2, f"{what} at the {end} cells")
 
 
+# --- steps and decays of every kind --------------------------------------------------------------------------------
+
+
+def test_extremes(oracle: ModuleType, harness: ModuleType, operator: Any, extreme: Any) -> None:
+    """Every other state is of the extreme kind, the rest ordinary; every state has extreme steps."""
+    inputs = harness.make_extreme_inputs(extreme, (16, 19), 20, 5, operator=operator, dtype=torch.float32)
+    check(harness, oracle, inputs, softplus=False)
+
+
+def test_as_mamba_starts(oracle: ModuleType, harness: ModuleType, operator: Any) -> None:
+    """Steps from 0.001 to 0.1 and A = -1 ... -16: some states remember the whole grid, others three cells."""
+    inputs = harness.make_inputs((33, 47), 20, 16, operator=operator, dtype=torch.float32)
+    for name in operator.decays:
+        inputs[name] = -torch.arange(1, 17, dtype=torch.float32).repeat(20, 1)
+    if operator.has_softplus:
+        step = np.exp(np.random.default_rng(2).uniform(np.log(1e-3), np.log(1e-1), size=20))
+        inputs["delta_bias"] = torch.from_numpy(np.log(np.expm1(step))).float()
+        inputs["delta"] = (inputs["delta"] + 1.2) * 0.2
+    else:
+        for name in operator.steps:
+            inputs[name] = 1e-3 * 100 ** ((inputs[name] - 0.05) / 0.45)
+    check(harness, oracle, inputs)
+
+
+def test_decays_that_underflow(oracle: ModuleType, harness: ModuleType) -> None:
+    """Steps of 0 to 100 and A down to -50: exp(Δ·A) is 0 or 1 to the last bit, and nothing becomes NaN or infinite."""
+    inputs = harness.make_inputs((17, 33), 20, 5, dtype=torch.float32, optional=("D", "z"))
+    steps = torch.tensor([-100.0, -30.0, 0.0, 30.0, 100.0])
+    choice = torch.from_numpy(np.random.default_rng(3).integers(0, 5, size=tuple(inputs["u"].shape)))
+    inputs["delta"], inputs["A"] = steps[choice], inputs["A"] * 50
+    check(harness, oracle, inputs)
+
+
+def test_decays_above_one(oracle: ModuleType, harness: ModuleType, operator: Any) -> None:
+    """Steps of either sign, without softplus: the equations do not ask for a decay."""
+    inputs = harness.make_inputs((5, 7), 20, 5, operator=operator, dtype=torch.float32, softplus=False)
+    for name in operator.steps:
+        inputs[name] = (inputs[name] - 0.27) * 4
+    check(harness, oracle, inputs, softplus=False)
+
+
+@pytest.mark.parametrize("range_", [(-14.0, -12.0), (-1.0, 1.0), (15.0, 25.0), (60.0, 80.0)], ids=str)
+def test_softplus_of_steps_far_from_zero(oracle: ModuleType, harness: ModuleType, range_: tuple[float, float]) -> None:
+    inputs = harness.make_inputs((17, 33), 20, 5, dtype=torch.float32)
+    inputs["delta"] = harness.between(*range_, inputs["delta"])
+    check(harness, oracle, inputs)
+
+
+def test_gates_far_from_zero(oracle: ModuleType, harness: ModuleType) -> None:
+    inputs = harness.make_inputs((17, 33), 20, 5, dtype=torch.float32)
+    inputs["z"] = harness.between(-100.0, 100.0, inputs["z"])
+    check(harness, oracle, inputs)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_what_is_not_finite_reaches_only_what_depends_on_it(
+    oracle: ModuleType, harness: ModuleType, operator: Any, value: float
+) -> None:
+    """In each argument in turn: the oracle says which outputs a NaN there reaches; beyond them not a bit changes."""
+    inputs = harness.make_inputs((17, 20), 20, 5, operator=operator, dtype=torch.float32, batch=1)
+    clean = harness.scan(on_device(inputs), True, TRITON).cpu()
+    for name in (n for n, v in inputs.items() if v.ndim == 4):
+        position = (0, 9, 11, inputs[name].shape[-1] - 1)
+        changed, marked = inputs | {name: inputs[name].clone()}, inputs | {name: inputs[name].clone()}
+        changed[name][position], marked[name][position] = value, torch.nan
+        out = harness.scan(on_device(changed), True, TRITON).cpu()
+        arrays = {n: harness.to_numpy(v) for n, v in marked.items()}
+        with np.errstate(invalid="ignore"):
+            reached = getattr(oracle, f"{operator.name}_oracle")(**arrays, **operator.options(True))
+        depends = torch.from_numpy(np.isnan(reached))
+        assert torch.equal(out[~depends], clean[~depends]), f"{value} in {name}"
+        if np.isnan(value):
+            assert out[depends].isnan().all(), f"{value} in {name}"
+
+
+def test_tuning_measures_once_and_changes_no_number(
+    oracle: ModuleType, harness: ModuleType, operator: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from wsi2d.kernels.gpu import tuning
+
+    monkeypatch.delenv("WSI2D_SCAN_TUNING")
+    monkeypatch.setattr(tuning, "_file", lambda device: tmp_path / "tilings.json")
+    tuning._known.cache_clear()
+    try:
+        for _ in range(2):
+            check(harness, oracle, harness.make_inputs((17, 33), 20, 5, operator=operator, dtype=torch.float32))
+        assert len(tuning._read(torch.device("cuda", torch.cuda.current_device()))) == 2
+    finally:
+        tuning._known.cache_clear()
+
+
 # --- memory and repeatability --------------------------------------------------------------------------------------
 
 
@@ -464,6 +558,8 @@ def train(model: Any, batch: Any, labels: Tensor, device: torch.device, *, half:
 
 
 def test_training_in_mixed_precision_goes_as_on_the_cpu_in_float32() -> None:
+    for package in ("pydantic", "h5py"):
+        pytest.importorskip(package, reason=f"the models need {package}; the test below trains without")
     from wsi2d.data.bags import GridBag, collate
     from wsi2d.models.registry import build_model
 
@@ -485,3 +581,53 @@ def test_training_in_mixed_precision_goes_as_on_the_cpu_in_float32() -> None:
         assert np.abs(losses - on_cpu).max() <= LOSS_TOLERANCE, f"half: {half}"
         for curve in (losses, on_cpu):
             assert curve[-5:].max() < curve[0] / 2
+
+
+class SmallModel(nn.Module):
+    """Scans of a grid and its mirror image between linear layers; it needs torch and the folder `kernels/` alone."""
+
+    def __init__(self, features: int, dim: int, state: int) -> None:
+        super().__init__()
+        self.into, self.steps = nn.Linear(features, 2 * dim), nn.Linear(dim, dim)
+        self.drives, self.answer = nn.Linear(dim, 2 * state), nn.Linear(dim, 2)
+        self.log_A = nn.Parameter(torch.arange(1, state + 1).float().log().repeat(dim, 1))
+        self.D = nn.Parameter(torch.ones(dim))
+
+    def forward(self, grid: Tensor) -> Tensor:
+        u, z = self.into(grid).chunk(2, -1)
+        total = torch.zeros_like(u)
+        for axes in ((), (1, 2)):
+            read, gate = u.flip(axes), z.flip(axes)
+            B, C = self.drives(read).chunk(2, -1)
+            A, steps = -self.log_A.exp(), self.steps(read) - 2
+            total = total + selective_scan_2d(read, steps, A, B, C, self.D, gate, delta_softplus=True).flip(axes)
+        answer: Tensor = self.answer(total.mean((1, 2)))
+        return answer
+
+
+def test_training_without_the_rest_of_the_library_goes_as_on_the_cpu_in_float32() -> None:
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.arange(12) % 2
+    grids = torch.randn(12, 6, 9, 8, generator=generator)
+    grids[:, :3, :, 0] += 3.0 * labels[:, None, None]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = SmallModel(8, 16, 4)
+
+    def losses(device: torch.device, *, half: bool) -> NDArray[np.float64]:
+        trained, batch, wanted = copy.deepcopy(model).to(device), grids.to(device), labels.to(device)
+        optimizer = torch.optim.AdamW(trained.parameters(), lr=2e-3)
+        found = []
+        for _ in range(TRAINING_STEPS):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+                loss = functional.cross_entropy(trained(batch).float(), wanted)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return np.array(found)
+
+    on_cpu = losses(torch.device("cpu"), half=False)
+    assert on_cpu[-1] < on_cpu[0] / 2
+    for half in (False, True):
+        assert np.abs(losses(DEVICE, half=half) - on_cpu).max() <= LOSS_TOLERANCE, f"half: {half}"

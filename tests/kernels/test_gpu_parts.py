@@ -1,8 +1,10 @@
 """Parts of the GPU kernels and their host: the order of tiles, memory that is kept, tilings and what is remembered."""
 
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +13,15 @@ if os.environ.get("TRITON_INTERPRET", "0") == "0":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402 - triton may be missing
+from torch.utils import _pytree as pytree  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from wsi2d.kernels import loops  # noqa: E402
 from wsi2d.kernels.check import make_inputs  # noqa: E402
 from wsi2d.kernels.gpu import host, tuning  # noqa: E402
 from wsi2d.kernels.gpu.tiles import tile_of  # noqa: E402
 from wsi2d.kernels.gpu.tuning import Tiling, candidates  # noqa: E402
-from wsi2d.kernels.scan2d import selective_scan_2d  # noqa: E402
+from wsi2d.kernels.scan2d import selective_scan_2d, wavefront_scan_2d  # noqa: E402
 
 H200 = torch.device("cuda", 0)
 
@@ -83,26 +87,198 @@ def test_channels_in_several_launches_give_the_same(scan: str, monkeypatch: pyte
         assert (a.double() - b).norm() < 5e-6 * b.norm(), name
 
 
-@pytest.mark.parametrize(("height", "dtype", "with_gate"), [
-    (512, torch.float32, False), (512, torch.float32, True), (1024, torch.float32, False), (1024, torch.bfloat16, True),
-])  # fmt: skip
-def test_a_backward_keeps_less_than_a_quarter_of_its_arguments(
-    height: int, dtype: torch.dtype, with_gate: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scan", ["selective", "wavefront"])
+def test_borders_of_one_launch_are_gone_before_the_next(scan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = list(make_inputs(scan, (1, 2, 5, 9, 2)).values())
+    made: list[weakref.ref[host._Borders]] = []
+    alive: list[int] = []
+    launch = host._launch
+
+    class Counted(host._Borders):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(weakref.ref(self))
+
+    def counting(*arguments: Any) -> None:
+        alive.append(sum(borders() is not None for borders in made))
+        launch(*arguments)
+
+    monkeypatch.setattr(host, "_kept_bytes", lambda *arguments: 1)  # a block of channels each
+    monkeypatch.setattr(host, "_Borders", Counted)
+    monkeypatch.setattr(host, "_launch", counting)
+    grad_out = torch.randn_like(inputs[0])
+    if scan == "selective":
+        host.selective_backward(grad_out, *inputs, True)
+    else:
+        host.wavefront_backward(grad_out, *inputs)
+    assert len(made) == 3
+    assert alive == [1] * 6, "two launches each"
+
+
+@pytest.mark.parametrize("scan", ["selective", "wavefront"])
+@pytest.mark.parametrize(("size", "tiling"), [
+    ((1, 1, 18, 5, 3), Tiling(1, 16, 4, 1)), ((2, 1, 18, 5, 3), Tiling(1, 8, 4, 1)),
+    ((1, 9, 1, 5, 3), Tiling(8, 4, 8, 1)), ((1, 17, 9, 3, 2), Tiling(16, 8, 2, 1)),
+], ids=str)  # fmt: skip
+def test_other_tilings_give_the_same(
+    scan: str, size: tuple[int, int, int, int, int], tiling: Tiling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted for a GPU of 132 multiprocessors."""
-    monkeypatch.setattr(host, "_most_programs", lambda device, reverse: 132 * 8)
-    size, state = torch.Size((1, height, height, 256)), 16
+    """Of one row, of one column, and of large grids."""
+    inputs = make_inputs(scan, size)
+    tensors = [t.double() for t in inputs.values()]
+    grad_out = torch.randn(size[:4])
+    monkeypatch.setattr(host, "choose", lambda *arguments: tiling)
+    if scan == "selective":
+        got = [host.selective_forward(*inputs.values(), True)]
+        got += host.selective_backward(grad_out, *inputs.values(), True)
+        wanted = [selective_scan_2d(*tensors, delta_softplus=True, backend="torch")]
+        wanted += loops.selective_backward(grad_out.double(), *tensors, True)
+    else:
+        got = [host.wavefront_forward(*inputs.values()), *host.wavefront_backward(grad_out, *inputs.values())]
+        wanted = [wavefront_scan_2d(*tensors, backend="torch")]
+        wanted += loops.wavefront_backward(grad_out.double(), *tensors)
+    for name, a, b in zip(("output", *inputs), got, wanted, strict=True):
+        assert a is not None
+        assert b is not None
+        assert (a.double() - b).norm() <= 5e-6 * b.norm(), name
+
+
+class Beside(TorchDispatchMode):
+    """Counts the bytes of all tensors made within, on a device that holds none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.seen:
+                storage = tensor.untyped_storage()
+                self.seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return made
+
+    def _gone(self, address: int, size: int) -> None:
+        self.seen.discard(address)
+        self.now -= size
+
+
+def peak(
+    scan: str, size: tuple[int, int, int, int], state: int, dtype: torch.dtype, with_gate: bool
+) -> tuple[int, int]:
+    """The most bytes that a backward holds beside arguments and results, and the bytes of the arguments."""
     with torch.device("meta"):
-        grid, of_states = torch.empty(size, dtype=dtype), torch.empty((1, height, height, state), dtype=dtype)
-    arguments = [grid] * (3 if with_gate else 2) + [of_states] * 2
-    for tiling in candidates("backward", height, height, state):
-        kept = host._kept_bytes(arguments, of_states, 2, state, tiling)
-        (cut, *_) = host._chunks(size, state, tiling, kept)
-        borders = 4 * state * cut.carried * (cut.across * height + cut.down * height)
-        scratch = 4 * 132 * 8 * tiling.rows * tiling.columns * tiling.channels * state
-        sums = 0 if dtype == torch.float32 else 2 * 4 * of_states.numel()
-        assert borders <= kept
-        assert borders + scratch + sums <= sum(t.numel() * t.element_size() for t in arguments) / 4
+        grid = lambda count: torch.empty((*size[:3], count), dtype=dtype)  # noqa: E731
+        A, line = torch.empty(size[3], state), torch.empty(size[3])
+        u, delta, other, B, C, B_l = (grid(n) for n in (size[3], size[3], size[3], state, state, state))
+        q = grid(size[3])
+    gate = other if with_gate else None
+    cells = [t for t in (u, delta, B, C) if t is not None]
+    cells += [] if not with_gate and scan == "selective" else [other]
+    cells += [B_l] if scan == "wavefront" else []
+    with Beside() as beside:
+        if scan == "selective":
+            tensors: list[torch.Tensor | None] = [u, delta, A, B, C, line, gate, line]
+            grads = host.selective_backward(q, *tensors, True)  # type: ignore[arg-type]
+        else:
+            tensors = [u, delta, other, A, A, B, B_l, C, line]
+            grads = host.wavefront_backward(q, *tensors)  # type: ignore[arg-type]
+        pairs = zip(grads, tensors, strict=True)
+        results = [g.to(t.dtype) for g, t in pairs if g is not None and t is not None]  # as the operator does
+        del grads
+    return beside.most - sum(t.nbytes for t in results), sum(t.nbytes for t in cells)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 132 multiprocessors and 141 GB, without running anything."""
+    monkeypatch.setattr(host, "_most_programs", lambda device, reverse: 132 * (8 if reverse else 12))
+    monkeypatch.setattr(host, "_memory", lambda device: 141 * 10**9)
+    monkeypatch.setattr(host, "_launch", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("scan", ["selective", "wavefront"])
+@pytest.mark.parametrize("with_gate", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("height", [512, 700, 1024])
+def test_a_backward_keeps_less_than_a_quarter_of_its_arguments(
+    height: int, dtype: torch.dtype, with_gate: bool, scan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor counted that is held at one time, for each tiling that may be chosen."""
+    for tiling in candidates("backward", height, height, 16):
+        monkeypatch.setattr(host, "choose", lambda *of, tiling=tiling: tiling)
+        beside, arguments = peak(scan, (1, height, height, 256), 16, dtype, with_gate)
+        assert beside <= arguments / 4 - 2 * 2**20, f"{tiling}: {beside / arguments:.3f}"
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 200, 200, 256), (1, 256, 256, 256), (64, 56, 56, 256), (1, 1, 40000, 256)], ids=str
+)
+def test_a_backward_of_a_smaller_grid_takes_no_more_than_is_free_to_it(
+    size: tuple[int, int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = []
+    chunks = host._chunks
+
+    def watched(*arguments: Any) -> list[host._Cut]:
+        cuts[:] = chunks(*arguments)
+        return cuts
+
+    monkeypatch.setattr(host, "_chunks", watched)
+    for tiling in candidates("backward", size[1], size[2], 16):
+        monkeypatch.setattr(host, "choose", lambda *of, tiling=tiling: tiling)
+        assert peak("selective", size, 16, dtype, False)[0] <= host._FREELY
+        assert len(cuts) == 1 or tiling != candidates("backward", *size[1:3], 16)[0] or size[0] > 1, "one launch"
+
+
+@pytest.mark.usefixtures("as_on_a_gpu", "restore_determinism")
+def test_sums_of_each_block_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr(host, "choose", lambda *of: Tiling(8, 4, 4, 1))
+    beside, arguments = peak("selective", (1, 1024, 1024, 256), 16, torch.float32, False)
+    assert beside <= arguments / 4
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_grid_of_one_row_keeps_nothing_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    empty = host._empty
+    monkeypatch.setattr(host, "_empty", lambda *shape, device: shapes.append(shape) or empty(*shape, device=device))
+    peak("selective", (1, 1, 4096, 256), 16, torch.float32, False)
+    of_columns = [shape for shape in shapes if len(shape) == 5 and 4096 in shape]
+    assert of_columns, "borders between tile rows"
+    assert all(shape[0] == 0 for shape in of_columns)
+
+
+@pytest.mark.parametrize("scan", ["selective", "wavefront"])
+def test_where_memory_is_short_a_backward_takes_less(scan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = list(make_inputs(scan, (1, 2, 5, 9, 2)).values())
+    grad_out = torch.randn_like(inputs[0])
+    launch, refused = host._launch, [0]
+
+    def short(*arguments: Any) -> None:
+        if arguments[1].carried > 8:
+            refused[0] += 1
+            raise torch.cuda.OutOfMemoryError
+        launch(*arguments)
+
+    def gradients() -> list[torch.Tensor | None]:
+        if scan == "selective":
+            return host.selective_backward(grad_out, *inputs, True)
+        return host.wavefront_backward(grad_out, *inputs)
+
+    want = gradients()
+    monkeypatch.setattr(host, "_launch", short)
+    for a, b in zip(gradients(), want, strict=True):
+        torch.testing.assert_close(a, b)
+    assert refused[0] == 3
 
 
 # --- tilings -------------------------------------------------------------------------------------------------------
