@@ -423,7 +423,7 @@ def test_a_bag_checks_itself(features: np.ndarray) -> None:
 
 
 INTERRUPTED = """
-import os, random, signal, sys
+import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
 from tests.features.test_store import make_features, make_grid, provenance
@@ -432,16 +432,28 @@ from wsi2d.files import partial_path
 
 path, grid, features, chance = Path(sys.argv[1]) / "A1.h5", make_grid(100), make_features(100, 4000), random.Random(0)
 came = written = left = 0
+
+
+def write():
+    with FeatureWriter(path, grid, provenance(), dim=4000, dtype="float32") as writer:
+        for start in range(0, 100, 3):
+            writer.append(features[start : start + 3])
+
+
+took = []
+for _ in range(5):
+    begun = time.monotonic()
+    write()
+    took.append(time.monotonic() - begun)
+    path.unlink()
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 # Python loses an interrupt that comes while it clears up an object; the command line sends such a one again.
 lost = sys.unraisablehook
 sys.unraisablehook = lambda what: None if what.exc_type is KeyboardInterrupt else lost(what)
 while came < 100:
     try:
-        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 0.03))
-        with FeatureWriter(path, grid, provenance(), dim=4000, dtype="float32") as writer:
-            for start in range(0, 100, 3):
-                writer.append(features[start : start + 3])
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-4, 1.5 * sorted(took)[2]))
+        write()
         signal.setitimer(signal.ITIMER_REAL, 0)
         written += 1
     except KeyboardInterrupt:
