@@ -60,11 +60,12 @@ def test_predict(cli: Any, fails: Any, tiny: ModuleType, joined_run: Path, tmp_p
 def test_another_cohort(cli: Any, tiny: ModuleType, joined_run: Path, tmp_path: Path) -> None:
     other = tiny.write_study(tmp_path / "other", seed=7)
     places = [other.with_name("cohort.csv"), "--features", other.parent / "features", "--out", tmp_path / "out.csv"]
-    result = cli("evaluate --json --cohort", *places, joined_run)
+    result = cli("evaluate --json --allow-leakage --cohort", *places, joined_run)
     assert result.code == 0, result.err
     assert "12 patients of another cohort predicted" in " ".join(result.err.split())
     values = json.loads(result.out)
     assert (values["unit"], values["slides"], values["cases"]) == ("case", 14, 12)
+    assert any("12 patients of this cohort were in the run's own" in note for note in values["notes"]), values["notes"]
 
 
 def test_a_run_on_patients_is_compared_with_one_on_slides(cli: Any, joined_run: Path, finished_run: Path) -> None:

@@ -332,10 +332,6 @@ def test_what_standardises_is_where_training_looks_for_it(section: dict[str, Any
             {"name": "mamba2d-mil", "scan_order": "cross", "directions": 1},
             "scan_order 'cross' scans rows and columns: directions must be 2 or 4, got 1",
         ),
-        (
-            {"name": "mamba2d-mil", "scan": False, "conv": "none"},
-            "scan is false and conv is 'none', so that nothing is mixed; set one of them",
-        ),
         ({"name": "mamba2d-mil", "dim": 0}, "config model: dim: Input should be greater than or equal to 1, got 0"),
         ({"name": "mamba2d-mil", "dim": "wide"}, "config model: dim: Input should be a valid integer"),
         ({"name": "mamba2d-mil", "dropout": 1.0}, "config model: dropout: Input should be less than 1, got 1.0"),

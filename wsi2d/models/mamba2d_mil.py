@@ -25,12 +25,6 @@ class Mamba2DMILConfig(ScanOptions, GridModelConfig):
     scan_order: ScanOrder = Field("2d", description="raster, serpentine, cross: 1D scans; controls")
 
     @model_validator(mode="after")
-    def _mixes(self) -> Mamba2DMILConfig:
-        if not self.scan and self.conv == "none":
-            raise ValueError("scan is false and conv is 'none', so that nothing is mixed; set one of them")
-        return self
-
-    @model_validator(mode="after")
     def _cross_has_two_axes(self) -> Mamba2DMILConfig:
         if self.scan_order == "cross" and self.directions == 1:
             raise ValueError("scan_order 'cross' scans rows and columns: directions must be 2 or 4, got 1")
