@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -32,6 +33,7 @@ from wsi2d.cli import (
 
 # Exit codes that are not the command's own: what typer makes of an interrupt, and a termination.
 _STOPPED: dict[object, str] = {130: "interrupted", 143: "terminated"}
+_asked: list[int] = []  # signals that asked the command to end
 
 app = typer.Typer(
     name="wsi2d",
@@ -92,11 +94,13 @@ def main() -> None:
     _end_on_request()
     try:
         app(arguments)
-    except (Wsi2dError, OSError, MemoryError) as error:  # OSError: a folder that cannot be made, a full disk
-        if debug:
+    except Exception as error:
+        if _asked:  # compiled code, as pandas' reader of tables, may turn what a signal raises into an error of its own
+            _stopped(128 + _asked[0])
+        if debug or not isinstance(error, Wsi2dError | OSError | MemoryError):
             raise
         line = str(error)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError):  # a folder that cannot be made, a full disk
             line = _refused(error)
         elif isinstance(error, MemoryError):
             line = one_line(f"out of memory ({line or 'no more is said'}); patches of a coarser mpp make smaller grids")
@@ -125,10 +129,23 @@ def _stopped(code: int) -> NoReturn:
 def _end_on_request() -> None:
     """A termination, as batch systems send it when time is up, ends the command as an interrupt does: what is half
     written is removed, and processes that were started end. A handler that someone else has set stays."""
+    _asked.clear()
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _ask_again
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    _asked.append(number)
+    sys.exit(128 + number)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _asked.append(number)
+    signal.default_int_handler(number, frame)
 
 
 def _ask_again(lost: sys.UnraisableHookArgs) -> None:

@@ -166,7 +166,15 @@ def test_a_damaged_file_in_place(
 def evaluate(run: Path, features: Path, out: Path, options: str = "") -> list[object]:
     """`evaluate` on another cohort."""
     table = run.parent / "cohort.csv"
-    return [f"evaluate --bootstrap 0 {options} --cohort", table, "--features", features, "--out", out, run]
+    return [
+        f"evaluate --bootstrap 0 --allow-leakage {options} --cohort",
+        table,
+        "--features",
+        features,
+        "--out",
+        out,
+        run,
+    ]
 
 
 def predict(run: Path, features: Path, out: Path, options: str = "") -> list[object]:

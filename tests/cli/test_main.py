@@ -239,6 +239,45 @@ def test_asked_again_before_it_has_said_that_it_stops(
 
 # --- as a process of its own
 
+# Where the tests run in the background of a shell, interrupts are ignored from the start.
+RUN_IT = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+SWALLOWED = """
+import os, signal, time
+import wsi2d.training.predict as module
+from wsi2d.cli.main import main
+from wsi2d.errors import CohortError
+
+def read_table(*args, **kwargs):
+    try:
+        os.kill(os.getpid(), signal.{signal})
+        time.sleep(60)
+    except BaseException:
+        raise {error}
+
+module.predict = read_table
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "error", ["TypeError('raise: no exception')", "CohortError('cohort: cannot be read; mend it')"]
+)
+@pytest.mark.parametrize(("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_stopped_in_code_that_makes_an_error_of_it(tmp_path: Path, error: str, name: str, code: int, word: str) -> None:
+    """As pandas' reader of tables does now and then."""
+    script = tmp_path / "stopped.py"
+    script.write_text(SWALLOWED.format(signal=name, error=error), "utf-8")
+    command = [
+        sys.executable,
+        "-c",
+        f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {RUN_IT}",
+    ]
+    done = subprocess.run(
+        [*command, script, *map(str, PREDICT.split())], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr == f"{word}; run the same command again to go on\n"
+
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """``python -m wsi2d.cli.main`` from a folder that is no checkout."""
