@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything that waits for a GPU, in one command: the tests, then the benchmark, each with a time limit of its own.
 #
-#     sh benchmarks/gpu_session.sh [FOLDER FOR RESULTS]
+#     sh benchmarks/gpu.sh [FOLDER FOR RESULTS]
 #
 # It needs torch, triton, numpy and pytest (with pytest-xdist: twelve tests at a time); nothing has to be installed from
 # this folder. PYTHON names the interpreter, TESTS_SECONDS and BENCHMARK_SECONDS the limits.
