@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsi2d.data.bags import BagBatch
-from wsi2d.models.from_torchmil.adapter import TorchMILModel
+from wsi2d.models.from_torchmil.adapter import BagAnswer, TorchMILModel, given_to
 
 
 class GraphModel(TorchMILModel):
     """A model of torchmil that is given the patches that touch on the grid, corners included."""
+
+    @abstractmethod
+    def pooling(self) -> nn.Module:
+        """The part of the model that is given its patches once they are mixed with their neighbours."""
+
+    def answer(self, patches: Tensor, edges: Tensor) -> BagAnswer:
+        """Logits of the mixed patches' weighted mean."""
+        adjacency = normalised_adjacency(edges, patches)
+        logits, scores = self.net(patches.unsqueeze(0), adjacency, return_att=True)
+        return BagAnswer(logits.reshape(-1), scores[0].softmax(0))
+
+    def mixed(self, patches: Tensor, edges: Tensor) -> Tensor:
+        """One bag's patches as the model's pooling gets them, ``[n, width]``; arguments as of :meth:`answer`."""
+        adjacency = normalised_adjacency(edges, patches)
+        return given_to(self.pooling(), lambda: self.net(patches.unsqueeze(0), adjacency))[0]
 
     def neighbours(self, batch: BagBatch) -> Tensor:
         """Patches of the batch that touch, int64 ``[2, E]``, each pair both ways."""

@@ -6,11 +6,10 @@ from types import ModuleType
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from wsi2d.models.aggregator import About
-from wsi2d.models.from_torchmil.adapter import BagAnswer, given_to
-from wsi2d.models.from_torchmil.graph import GraphModel, normalised_adjacency
+from wsi2d.models.from_torchmil.graph import GraphModel
 from wsi2d.models.patch_model import PatchModelConfig
 
 
@@ -47,13 +46,7 @@ class TorchMILPatchGCN(GraphModel):
         net.classifier = nn.Linear(c.dim, out_dim)
         return net
 
-    def answer(self, patches: Tensor, edges: Tensor) -> BagAnswer:
-        """Logits of the convolved patches' weighted mean."""
-        adjacency = normalised_adjacency(edges, patches)
-        logits, scores = self.net(patches.unsqueeze(0), adjacency, return_att=True)
-        return BagAnswer(logits.reshape(-1), scores[0].softmax(0))
-
-    def mixed(self, patches: Tensor, edges: Tensor) -> Tensor:
-        """After the convolutions and the layer behind them."""
-        adjacency = normalised_adjacency(edges, patches)
-        return given_to(self.net.pool, lambda: self.net(patches.unsqueeze(0), adjacency))[0]
+    def pooling(self) -> nn.Module:
+        """What follows the convolutions and the layer behind them."""
+        part: nn.Module = self.net.pool
+        return part

@@ -6,11 +6,10 @@ from types import ModuleType
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from wsi2d.models.aggregator import About
-from wsi2d.models.from_torchmil.adapter import BagAnswer, given_to
-from wsi2d.models.from_torchmil.graph import GraphModel, normalised_adjacency
+from wsi2d.models.from_torchmil.graph import GraphModel
 from wsi2d.models.from_torchmil.transmil import HeadsConfig
 
 
@@ -53,13 +52,7 @@ class TorchMILSmTransformerABMIL(GraphModel):
         net.last_layer = nn.Linear(c.dim, out_dim)
         return net
 
-    def answer(self, patches: Tensor, edges: Tensor) -> BagAnswer:
-        """Logits of the smoothed patches' weighted mean."""
-        adjacency = normalised_adjacency(edges, patches)
-        logits, scores = self.net(patches.unsqueeze(0), adjacency, return_att=True)
-        return BagAnswer(logits.reshape(-1), scores[0].softmax(0))
-
-    def mixed(self, patches: Tensor, edges: Tensor) -> Tensor:
-        """After self-attention and the pooling's own smoothing."""
-        adjacency = normalised_adjacency(edges, patches)
-        return given_to(self.net.pool.proj1, lambda: self.net(patches.unsqueeze(0), adjacency))[0]
+    def pooling(self) -> nn.Module:
+        """What follows self-attention and the pooling's own smoothing."""
+        part: nn.Module = self.net.pool.proj1
+        return part
