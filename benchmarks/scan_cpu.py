@@ -30,14 +30,14 @@ from torch.nn import functional
 from wsi2d.kernels.check import make_inputs
 from wsi2d.kernels.native.jit import kernel
 from wsi2d.kernels.native.results import aligned
-from wsi2d.kernels.native.simd import INSTRUCTIONS, LANES, fma, load, load_block, store
+from wsi2d.kernels.native.simd import AVX512, INSTRUCTIONS, LANES, fma, load, load_block, store
 from wsi2d.kernels.scan2d import selective_scan_2d, wavefront_scan_2d
 
 DIM, STATE = 256, 16
 # Operations on the multiply-add pipe for each LANES elements of cell × channel × state: of the forward, and of forward
 # and backward together.
 OPERATIONS = {"selective": (10, 38), "wavefront": (18, 62)}
-CHAINS = 12
+CHAINS = 12 if AVX512 else 5  # vectors that are multiplied side by side: as many as the registers hold
 
 Call = Callable[[], object]
 
@@ -51,16 +51,22 @@ def multiply_adds(address, count):
         load_block(address, 6 * LANES),
         load_block(address, 10 * LANES),
     )
+    w = load(address, 14 * LANES)
     for _ in range(count):
-        x, y, z = fma(x, factor, term), fma(y, factor, term), fma(z, factor, term)
+        x = fma(x, factor, term)
+        if AVX512:
+            y, z = fma(y, factor, term), fma(z, factor, term)
+        else:
+            w = fma(w, factor, term)
     store(address, 2 * LANES, x)
     store(address, 6 * LANES, y)
     store(address, 10 * LANES, z)
+    store(address, 14 * LANES, w)
 
 
 def floor_of(operations: float, threads: int) -> Call:
     """So many operations on the multiply-add pipe, of vectors, shared out among threads."""
-    memory = [aligned(14 * LANES) for _ in range(threads)]
+    memory = [aligned(15 * LANES) for _ in range(threads)]
     for part in memory:
         part[:] = 0.5
     pool, rounds = ThreadPoolExecutor(threads), round(operations / CHAINS / threads)

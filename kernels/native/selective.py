@@ -34,6 +34,7 @@ from wsi2d.kernels.native.simd import (
     LANES,
     STATES,
     add_lane_sums_of_two,
+    align_stack,
     dot_states,
     exp2,
     fma,
@@ -101,6 +102,7 @@ def forward_scratch(plan):
 @kernel(types.void(types.int64[::1], types.int64, types.int64, types.int64))
 def forward(plan, first, last, scratch):
     """Units ``first`` to ``last``; ``scratch`` is an address."""
+    align_stack()
     shape, parameters = _shape(plan), _parameters(plan)
     u, delta, B, C = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2), _grid(plan, 3)
     z, out = _grid(plan, 4), _grid(plan, 5)
@@ -406,6 +408,7 @@ def backward(plan, first, last, scratch, sums_B, sums_C, sums):
     Adds to ``sums_B`` and ``sums_C`` ``[image, row, column, states · STATES]``, and writes the shares that a unit has
     of the gradients of A, D and the bias to ``sums`` ``[unit, states · STATES + 2, lanes]``.
     """
+    align_stack()
     shape, parameters = _shape(plan), _parameters(plan)
     u, delta, B, C, z = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2), _grid(plan, 3), _grid(plan, 4)
     grad_out, grad_u, grad_delta, grad_z = _grid(plan, 5), _grid(plan, 6), _grid(plan, 7), _grid(plan, 8)

@@ -1,6 +1,8 @@
 """A thin SIMD layer for numba: values that are LLVM vectors, so that a kernel reads like its equations.
 
-:data:`LANES` neighbouring channels make a *vector*; the vectors of :data:`STATES` neighbouring states make a *block*.
+:data:`LANES` neighbouring channels make a *vector*; the vectors of :data:`STATES` neighbouring states make a *block*. A
+vector is one register with AVX-512 and two with AVX2: it fills a line of the cache, of which half a vector would bring
+the rest in vain.
 Both take part in ``+``, ``-``, ``*`` and :func:`fma`; a vector that meets a block counts for each of its states.
 Memory is given as an address and an index, counted in float32.
 
@@ -30,8 +32,9 @@ def _features() -> str:
 
 AVX512 = "+avx512f" in _features()
 INSTRUCTIONS = "AVX-512" if AVX512 else "AVX2" if "+avx2" in _features() and "+fma" in _features() else "baseline"
-LANES = 16 if AVX512 else 8
+LANES = 16
 STATES = 4
+_TOGETHER = STATES if AVX512 else 2  # exponentials worked out in step, as many as the registers hold
 
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
@@ -137,12 +140,14 @@ def exp2(typing: Any, x: types.Type) -> Any:
     """2^x, relative error below 2e-7 and exactly 1 at 0; next to 0 below -126, beyond 1e38 from 128, NaN of NaN."""
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-        exponents = _parts(builder, x, args[0])
-        if not AVX512:
-            exponents = [_clamp(builder, e, -126.0, 127.0) for e in exponents]
-        whole = [_round(builder, e) for e in exponents]
-        rest = [builder.fsub(e, w) for e, w in zip(exponents, whole, strict=True)]
-        powers = _powers_of_two(builder, whole, rest)
+        exponents, powers = _parts(builder, x, args[0]), []
+        for first in range(0, len(exponents), _TOGETHER):
+            some = exponents[first : first + _TOGETHER]
+            if not AVX512:
+                some = [_clamp(builder, e, -126.0, 127.0) for e in some]
+            whole = [_round(builder, e) for e in some]
+            rest = [builder.fsub(e, w) for e, w in zip(some, whole, strict=True)]
+            powers += _powers_of_two(builder, whole, rest)
         return powers[0] if x is vector else _assemble(builder, powers)
 
     return x(x), emit
@@ -169,7 +174,7 @@ _LOG2_E = (1.44269502162933349609375, 1.92596299112661e-8)  # their sum is log2(
 def _powers_of_two(builder: ir.IRBuilder, whole: list[ir.Value], rest: list[ir.Value]) -> list[ir.Value]:
     """2^whole · 2^rest with rest from -1/2 to 1/2, by a polynomial.
 
-    Each step is emitted for all states before the next: a processor looks ahead some hundred instructions only.
+    Each step is emitted for all of them before the next: a processor looks ahead some hundred instructions only.
     """
     powers = [_all(_EXP2[-1])] * len(rest)
     for coefficient in reversed(_EXP2[:-1]):
@@ -264,6 +269,22 @@ def zeros(typing: Any) -> Any:
 def _spread(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
     first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(_INT, 0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES))
+
+
+# --- the stack -----------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def align_stack(typing: Any) -> Any:
+    """Begin a kernel with it: vectors that find no register then lie at borders of 64 bytes, each in one line of the
+    cache. Without it they lie at any 16, as the caller's stack happens to be."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        builder.function.attributes.alignstack = 64
+        builder.function.attributes.add("nounwind")  # llvmlite writes the former beside another attribute only
+        return context.get_dummy_value()
+
+    return types.void(), emit
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
@@ -445,8 +466,6 @@ def _fold(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     low = _shuffle(builder, a, b, [*range(half), *range(LANES, LANES + half)])
     high = _shuffle(builder, a, b, [*range(half, LANES), *range(LANES + half, 2 * LANES)])
     sums = builder.fadd(low, high)
-    if LANES == 8:
-        return sums
     even = _shuffle(builder, sums, sums, [0, 1, 2, 3, 8, 9, 10, 11])
     odd = _shuffle(builder, sums, sums, [4, 5, 6, 7, 12, 13, 14, 15])
     return builder.fadd(even, odd)

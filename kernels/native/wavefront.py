@@ -30,6 +30,7 @@ from wsi2d.kernels.native.simd import (
     STATES,
     add_lane_sums,
     add_lane_sums_of_two,
+    align_stack,
     dot_states,
     exp2,
     fma,
@@ -136,6 +137,7 @@ def _load_line(grids, line, skip, where, row, left, width):
 @kernel(types.void(types.int64[::1], types.int64, types.int64, types.int64))
 def forward(plan, first, last, scratch):
     """Units ``first`` to ``last``; ``scratch`` is an address."""
+    align_stack()
     shape, parameters = _shape(plan), _parameters(plan)
     x, delta_t, delta_l = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2)
     B_t, B_l, C, out = _grid(plan, 3), _grid(plan, 4), _grid(plan, 5), _grid(plan, 6)
@@ -445,6 +447,7 @@ def backward(plan, first, last, scratch, sums_B_t, sums_B_l, sums_C, sums):
     Adds to ``sums_B_t``, ``sums_B_l`` and ``sums_C`` ``[image, row, column, states · STATES]``, and writes the shares
     that a unit has of the gradients of both A and of D to ``sums`` ``[unit, 2 · states · STATES + 1, lanes]``.
     """
+    align_stack()
     shape, parameters = _shape(plan), _parameters(plan)
     x, delta_t, delta_l = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2)
     B_t, B_l, C, grad_out = _grid(plan, 3), _grid(plan, 4), _grid(plan, 5), _grid(plan, 6)
