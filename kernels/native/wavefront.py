@@ -112,6 +112,26 @@ def _weight(row, column):
 
 
 @inlined
+def _advance(known, at, row, column, A_t, A_l, B_t, B_l, above, back):
+    """w·aT and w·aL of a cell, zeros where it has no cell above or none on the left, and its h.
+
+    ``known`` holds its steps and drives, at an index; ``B_t``, ``B_l`` and ``above`` (h above it) are each an address
+    and an index; ``back`` is h on its left. What is not needed is not read.
+    """
+    if row == 0:
+        a_l = exp2(load(known.step_l, at) * A_l)
+        return zeros(), a_l, fma(a_l, back, load(known.drive_l, at) * spread_states(B_l[0], B_l[1]))
+    halved = full(-1.0) if column > 0 else full(0.0)  # ½ = 2^−1
+    up = load_block(above[0], above[1])
+    a_t = exp2(fma(load(known.step_t, at), A_t, halved))
+    from_t = fma(a_t, up, load(known.drive_t, at) * spread_states(B_t[0], B_t[1]))
+    if column == 0:
+        return a_t, zeros(), from_t
+    a_l = exp2(fma(load(known.step_l, at), A_l, halved))
+    return a_t, a_l, fma(a_l, back, fma(load(known.drive_l, at), spread_states(B_l[0], B_l[1]), from_t))
+
+
+@inlined
 def _load_line(grids, line, skip, where, row, left, width):
     """Steps and weighted drives of a row, y with the skip alone; the row below is asked for."""
     x, delta_t, delta_l, out = grids
@@ -166,22 +186,10 @@ def forward(plan, first, last, scratch):
                     at_C, at_above = index(C, image, i, left) + n * STATES, n * strip * BLOCK
                     h = load_block(edge, at_edge) if left > 0 else zeros()
                     for j in range(width):
-                        if i == 0:
-                            a_l = exp2(load(line.step_l, j * LANES) * A_l)
-                            B_ij = spread_states(B_l.address, at_L + j * B_l.column)
-                            h = fma(a_l, h, load(line.drive_l, j * LANES) * B_ij)
-                        else:
-                            up = load_block(above, at_above + j * BLOCK)
-                            halved = full(-1.0) if left + j > 0 else full(0.0)  # ½ = 2^−1
-                            a_t = exp2(fma(load(line.step_t, j * LANES), A_t, halved))
-                            from_t = load(line.drive_t, j * LANES) * spread_states(B_t.address, at_T + j * B_t.column)
-                            from_t = fma(a_t, up, from_t)
-                            if left + j == 0:
-                                h = from_t
-                            else:
-                                a_l = exp2(fma(load(line.step_l, j * LANES), A_l, halved))
-                                B_ij = spread_states(B_l.address, at_L + j * B_l.column)
-                                h = fma(a_l, h, fma(load(line.drive_l, j * LANES), B_ij, from_t))
+                        at = j * LANES
+                        T_ij, L_ij = (B_t.address, at_T + j * B_t.column), (B_l.address, at_L + j * B_l.column)
+                        up = above, at_above + j * BLOCK
+                        _, _, h = _advance(line, at, i, left + j, A_t, A_l, T_ij, L_ij, up, h)
                         if i + 1 < shape.height:
                             store(above, at_above + j * BLOCK, h)
                         C_ij = spread_states(C.address, at_C + j * C.column)
@@ -304,62 +312,64 @@ def _load_gradient(shape, grad_out, tile, tiles, where, top, left):
 
 
 @inlined
-def _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n):
-    """w·aT, w·aL and h of a tile, for one block of states; of the carries it needs those that cross its top and
-    left."""
-    height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
-    down, across = top // tiles.height, left // tiles.width
-    wide = tiles.width + 1
-    for j in range(width):
-        h = zeros()
-        if down > 0:
-            h = load_block(carries.column, (((down - 1) * shape.width + left + j) * shape.states + n) * BLOCK)
-        store(tile.h, (j + 1) * BLOCK, h)
-    for i in range(height):
-        h = zeros()
-        if across > 0:
-            h = load_block(carries.row, (((across - 1) * shape.height + top + i) * shape.states + n) * BLOCK)
-        at_h = (i + 1) * wide
-        store(tile.h, at_h * BLOCK, h)
-        at_T, at_L = index(B_t, image, top + i, left) + n * STATES, index(B_l, image, top + i, left) + n * STATES
-        for j in range(width):
-            at = i * tiles.width + j
-            if top + i == 0:
-                a_l = exp2(load(tile.step_l, at * LANES) * A_l)
-                B_ij = spread_states(B_l.address, at_L + j * B_l.column)
-                h = fma(a_l, h, load(tile.drive_l, at * LANES) * B_ij)
-                store(tile.a_l, at * BLOCK, a_l)
-            else:
-                up = load_block(tile.h, (at_h - wide + j + 1) * BLOCK)
-                halved = full(-1.0) if left + j > 0 else full(0.0)
-                a_t = exp2(fma(load(tile.step_t, at * LANES), A_t, halved))
-                B_ij = spread_states(B_t.address, at_T + j * B_t.column)
-                from_t = fma(a_t, up, load(tile.drive_t, at * LANES) * B_ij)
-                store(tile.a_t, at * BLOCK, a_t)
-                if left + j == 0:
-                    h = from_t
-                else:
-                    a_l = exp2(fma(load(tile.step_l, at * LANES), A_l, halved))
-                    B_ij = spread_states(B_l.address, at_L + j * B_l.column)
-                    h = fma(a_l, h, fma(load(tile.drive_l, at * LANES), B_ij, from_t))
-                    store(tile.a_l, at * BLOCK, a_l)
-            store(tile.h, (at_h + j + 1) * BLOCK, h)
+def _from_above(shape, tiles, carries, tile, top, left, n):
+    """h of the row above a tile, for one block of states, into the tile's first row."""
+    at = (((top // tiles.height - 1) * shape.states + n) * shape.width + left) * BLOCK
+    for j in range(smaller(tiles.width, shape.width - left)):
+        store(tile.h, (j + 1) * BLOCK, load_block(carries.column, at + j * BLOCK) if top > 0 else zeros())
 
 
 @inlined
-def _keep_carries(shape, tiles, carries, tile, top, left, n):
-    """What the tile just recomputed carries out of it, to the right and down."""
+def _from_the_left(shape, tiles, carries, row, left, n):
+    """h on the left of a tile's row."""
+    if left == 0:
+        return zeros()
+    return load_block(carries.row, (((left // tiles.width - 1) * shape.height + row) * shape.states + n) * BLOCK)
+
+
+@inlined
+def _keep_carries(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n):
+    """Run the recurrence through a tile whose steps are loaded, and keep what it carries out of it."""
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
     down, across = top // tiles.height, left // tiles.width
-    wide = tiles.width + 1
-    if down + 1 < tiles.down:
+    _from_above(shape, tiles, carries, tile, top, left, n)
+    for i in range(height):
+        row = top + i
+        h = _from_the_left(shape, tiles, carries, row, left, n)
+        at_T, at_L = index(B_t, image, row, left) + n * STATES, index(B_l, image, row, left) + n * STATES
         for j in range(width):
-            h = load_block(tile.h, (height * wide + j + 1) * BLOCK)
-            store(carries.column, ((down * shape.width + left + j) * shape.states + n) * BLOCK, h)
-    if across + 1 < tiles.across:
-        for i in range(height):
-            h = load_block(tile.h, ((i + 1) * wide + width) * BLOCK)
-            store(carries.row, ((across * shape.height + top + i) * shape.states + n) * BLOCK, h)
+            at = (i * tiles.width + j) * LANES
+            T_ij, L_ij = (B_t.address, at_T + j * B_t.column), (B_l.address, at_L + j * B_l.column)
+            up = tile.h, (j + 1) * BLOCK
+            _, _, h = _advance(tile, at, row, left + j, A_t, A_l, T_ij, L_ij, up, h)
+            store(tile.h, (j + 1) * BLOCK, h)
+        if across + 1 < tiles.across:
+            store(carries.row, ((across * shape.height + row) * shape.states + n) * BLOCK, h)
+    if down + 1 < tiles.down:
+        at_below = ((down * shape.states + n) * shape.width + left) * BLOCK
+        for j in range(width):
+            store(carries.column, at_below + j * BLOCK, load_block(tile.h, (j + 1) * BLOCK))
+
+
+@inlined
+def _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n):
+    """w·aT, w·aL and h of a tile, for one block of states."""
+    height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
+    wide = tiles.width + 1
+    _from_above(shape, tiles, carries, tile, top, left, n)
+    for i in range(height):
+        row, at_h = top + i, (i + 1) * wide
+        h = _from_the_left(shape, tiles, carries, row, left, n)
+        store(tile.h, at_h * BLOCK, h)
+        at_T, at_L = index(B_t, image, row, left) + n * STATES, index(B_l, image, row, left) + n * STATES
+        for j in range(width):
+            at = i * tiles.width + j
+            T_ij, L_ij = (B_t.address, at_T + j * B_t.column), (B_l.address, at_L + j * B_l.column)
+            up = tile.h, (at_h - wide + j + 1) * BLOCK
+            a_t, a_l, h = _advance(tile, at * LANES, row, left + j, A_t, A_l, T_ij, L_ij, up, h)
+            store(tile.a_t, at * BLOCK, a_t)
+            store(tile.a_l, at * BLOCK, a_l)
+            store(tile.h, (at_h + j + 1) * BLOCK, h)
 
 
 @inlined
@@ -375,19 +385,19 @@ def _reverse(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, sums, image, to
         at_T, at_L = index(B_t, image, top + i, left) + n * STATES, index(B_l, image, top + i, left) + n * STATES
         at_C = index(C, image, top + i, left) + n * STATES
         at_sums = (((image * shape.height + top + i) * shape.width + left) * shape.states + n) * STATES
-        at_up = (left * shape.states + n) * BLOCK
+        at_up = (n * shape.width + left) * BLOCK
         for j in range(width - 1, -1, -1):
             at, at_h = i * tiles.width + j, (i + 1) * wide + j + 1
             first_row, first_column = top + i == 0, left + j == 0
             q = load(tile.q, at * LANES)
             R = q * spread_states(C.address, at_C + j * C.column)
             if not (last_row and i + 1 == height):
-                R = R + load_block(carries.up, at_up + j * shape.states * BLOCK)
+                R = R + load_block(carries.up, at_up + j * BLOCK)
             R = R + back
             back, of_B_t, of_B_l = zeros(), zeros(), zeros()
             if not first_row:
                 up = R * load_block(tile.a_t, at * BLOCK)
-                store(carries.up, at_up + j * shape.states * BLOCK, up)
+                store(carries.up, at_up + j * BLOCK, up)
                 from_a = up * load_block(tile.h, (at_h - wide) * BLOCK)
                 grad_A_t = fma(from_a, load(tile.step_t, at * LANES), grad_A_t)
                 store(tile.from_decay_t, at * LANES, dot_states(from_a, A_t, load(tile.from_decay_t, at * LANES)))
@@ -474,8 +484,7 @@ def backward(plan, first, last, scratch, sums_B_t, sums_B_l, sums_C, sums):
                     for n in range(shape.states):
                         A_t = load_block(parameters.A_t + rates, n * BLOCK)
                         A_l = load_block(parameters.A_l + rates, n * BLOCK)
-                        _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n)
-                        _keep_carries(shape, tiles, carries, tile, top, left, n)
+                        _keep_carries(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n)
         grad_D = full(0.0)
         for top in range((tiles.down - 1) * tiles.height, -1, -tiles.height):
             for n in range(2 * shape.states):
