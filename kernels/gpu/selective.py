@@ -67,12 +67,24 @@ def _step(delta, shift, here, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def _load(u, delta, B, u_column: tl.constexpr, delta_column: tl.constexpr, B_column: tl.constexpr, first, place, width,
-          COLUMNS: tl.constexpr):  # fmt: skip
-    """What the recurrences take of a row whose first cell has the number ``first``."""
-    us = load_row(u, u_column, first, place.channel, place.there, place.left, width, COLUMNS)
-    deltas = load_row(delta, delta_column, first, place.channel, place.there, place.left, width, COLUMNS)
-    return us, deltas, load_row(B, B_column, first, place.n, place.of_states, place.left, width, COLUMNS)
+def _load(u, delta, B, u_column: tl.constexpr, delta_column: tl.constexpr, B_column: tl.constexpr, first, more, place,
+          width, COLUMNS: tl.constexpr):  # fmt: skip
+    """What the recurrences take of a row whose first cell has the number ``first``; nothing where there is no row."""
+    us = load_row(u, u_column, first, place.channel, place.there & more, place.left, width, COLUMNS)
+    deltas = load_row(delta, delta_column, first, place.channel, place.there & more, place.left, width, COLUMNS)
+    return us, deltas, load_row(B, B_column, first, place.n, place.of_states & more, place.left, width, COLUMNS)
+
+
+@triton.jit
+def _load_for_y(C, z, C_column: tl.constexpr, z_column: tl.constexpr, first, more, place, width,
+                WRITE: tl.constexpr, GATED: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """What y takes beside, where it is wanted."""
+    Cs, zs = (), ()
+    if WRITE:
+        Cs = load_row(C, C_column, first, place.n, place.of_states & more, place.left, width, COLUMNS)
+        if GATED:
+            zs = load_row(z, z_column, first, place.channel, place.there & more, place.left, width, COLUMNS)
+    return Cs, zs
 
 
 @triton.jit
@@ -125,17 +137,25 @@ def forward(
             right_tile, down_tile = right_tile * 0, down_tile * 0
         above = down + place.image * width * place.of_cell + place.in_cell
         beside = right + place.image * height * place.of_cell + place.in_cell
+        # Arguments do not depend on other tiles: the first row's are asked for before waiting, the others' a row ahead.
+        first = (place.image * height + place.top) * width + left
+        known = _load(u, delta, B, u_column, delta_column, B_column, first, True, place, width, COLUMNS)
+        for_y = _load_for_y(C, z, C_column, z_column, first, True, place, width, WRITE, GATED, COLUMNS)
         wait_for_both(place, down_tiles, across_tiles, False)
         h = load_border(above + (row_tile - 1) * down_tile, row_tile > 0, place, width, COLUMNS)
-        for i in range(tl.minimum(ROWS, height - place.top)):
+        from_left = beside + (column_tile - 1) * right_tile
+        carried = load_carry(from_left + place.top.to(tl.int64) * place.of_cell, column_tile > 0)
+        rows = tl.minimum(ROWS, height - place.top)
+        for i in range(rows):
             row = (place.top + i).to(tl.int64)
             first = (place.image * height + row) * width + left
-            us, deltas, Bs = _load(u, delta, B, u_column, delta_column, B_column, first, place, width, COLUMNS)
-            if WRITE:
-                Cs = load_row(C, C_column, first, place.n, place.of_states, left, width, COLUMNS)
-                if GATED:
-                    zs = load_row(z, z_column, first, place.channel, there, left, width, COLUMNS)
-            g = load_carry(beside + (column_tile - 1) * right_tile + row * place.of_cell, column_tile > 0)
+            us, deltas, Bs = known
+            Cs, zs = for_y
+            more = i + 1 < rows
+            known = _load(u, delta, B, u_column, delta_column, B_column, first + width, more, place, width, COLUMNS)
+            for_y = _load_for_y(C, z, C_column, z_column, first + width, more, place, width, WRITE, GATED, COLUMNS)
+            g, at_next = carried, from_left + (row + 1) * place.of_cell
+            carried = load_carry(at_next, more & (column_tile > 0))
             done = _run(us, deltas, Bs, g, h, parameters, place, width, state < STATES, SOFTPLUS, COLUMNS)
             h = done.states
             if WRITE:
@@ -163,7 +183,7 @@ def _keep_states(
     for i in range(rows):
         row = (place.top + i).to(tl.int64)
         first = (place.image * height + row) * width + place.left
-        us, deltas, Bs = _load(u, delta, B, u_column, delta_column, B_column, first, place, width, COLUMNS)
+        us, deltas, Bs = _load(u, delta, B, u_column, delta_column, B_column, first, True, place, width, COLUMNS)
         g = load_carry(beside + row * place.of_cell, place.column_tile > 0)
         h = _run(us, deltas, Bs, g, h, parameters, place, width, FILLED, SOFTPLUS, COLUMNS).states
         for t in tl.static_range(COLUMNS):
@@ -260,7 +280,7 @@ def backward(
             i = rows - 1 - k
             row = (place.top + i).to(tl.int64)
             first = (place.image * height + row) * width + left
-            us, deltas, Bs = _load(u, delta, B, u_column, delta_column, B_column, first, place, width, COLUMNS)
+            us, deltas, Bs = _load(u, delta, B, u_column, delta_column, B_column, first, True, place, width, COLUMNS)
             Cs = load_row(C, C_column, first, place.n, place.of_states, left, width, COLUMNS)
             qs = load_row(grad_out, q_column, first, place.channel, there, left, width, COLUMNS)
             zs = qs

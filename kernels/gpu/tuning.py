@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
 TUNING_VARIABLE = "WSI2D_SCAN_TUNING"  # "off" takes the first tiling that fits
 _INTERPRETED = Tiling(4, 4, 8, 1)
 _CANDIDATES = {
-    "forward": (Tiling(8, 4, 8, 1), Tiling(4, 4, 8, 1), Tiling(8, 8, 8, 1)),
+    "forward": (Tiling(8, 4, 8, 1), Tiling(4, 4, 8, 1), Tiling(8, 8, 4, 1)),
     "backward": (Tiling(8, 4, 8, 1), Tiling(4, 4, 8, 1)),
 }
 _OF_LARGE = {  # of a backward, the borders' memory decides how many channels go in a launch
@@ -46,7 +46,7 @@ _OF_ONE_ROW = {
 }
 LARGE = 512 * 512  # cells of a grid from which on a backward takes no more than a quarter of its arguments
 _SMALLEST = (Tiling(8, 4, 4, 1), Tiling(8, 2, 4, 1), Tiling(8, 1, 4, 1), Tiling(8, 1, 1, 1))  # for many states
-_HELD = {"forward": (1, 10), "backward": (6, 20)}  # numbers of a state in a thread: for each column, and beside
+_HELD = {"forward": (5, 10), "backward": (6, 20)}  # numbers of a state in a thread: for each column, and beside
 _REGISTERS = 200  # of a thread, for these
 _RUNS = 5
 _AT_ONCE = 4  # runs between two events, so that the host waits behind the GPU and not the other way round

@@ -67,15 +67,24 @@ def _cell(x, t, l, B_t, B_l, from_left):  # noqa: E741 - l is the left
 @triton.jit
 def _load(
     x, delta_t, delta_l, B_t, B_l, x_column: tl.constexpr, t_column: tl.constexpr, l_column: tl.constexpr,
-    Bt_column: tl.constexpr, Bl_column: tl.constexpr, first, row, place, width, COLUMNS: tl.constexpr,
+    Bt_column: tl.constexpr, Bl_column: tl.constexpr, first, row, more, place, width, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """What the recurrence takes of a row whose first cell has the number ``first``."""
-    there, of_states, left = place.there, place.of_states, place.left
+    """What the recurrence takes of a row whose first cell has the number ``first``; nothing where there is no row."""
+    there, of_states, left = place.there & more, place.of_states & more, place.left
     xs = load_row(x, x_column, first, place.channel, there, left, width, COLUMNS)
     ts = load_row(delta_t, t_column, first, place.channel, there & (row > 0), left, width, COLUMNS)
     ls = load_row(delta_l, l_column, first, place.channel, there, left, width, COLUMNS)
     Bts = load_row(B_t, Bt_column, first, place.n, of_states & (row > 0), left, width, COLUMNS)
     return xs, ts, ls, Bts, load_row(B_l, Bl_column, first, place.n, of_states, left, width, COLUMNS)
+
+
+@triton.jit
+def _load_for_y(C, C_column: tl.constexpr, first, more, place, width, WRITE: tl.constexpr, COLUMNS: tl.constexpr):
+    """What y takes beside, where it is wanted."""
+    Cs = ()
+    if WRITE:
+        Cs = load_row(C, C_column, first, place.n, place.of_states & more, place.left, width, COLUMNS)
+    return Cs
 
 
 @triton.jit
@@ -129,18 +138,32 @@ def forward(
             right_tile, down_tile = right_tile * 0, down_tile * 0
         above = down + place.image * width * place.of_cell + place.in_cell
         beside = right + place.image * height * place.of_cell + place.in_cell
+        # Arguments do not depend on other tiles: the first row's are asked for before waiting, the others' a row ahead.
+        top = place.top.to(tl.int64)
+        first = (place.image * height + top) * width + left
+        known = _load(
+            x, delta_t, delta_l, B_t, B_l, x_column, t_column, l_column, Bt_column, Bl_column,
+            first, top, True, place, width, COLUMNS,
+        )  # fmt: skip
+        for_y = _load_for_y(C, C_column, first, True, place, width, WRITE, COLUMNS)
         wait_for_both(place, down_tiles, across_tiles, False)
         h = load_border(above + (row_tile - 1) * down_tile, row_tile > 0, place, width, COLUMNS)
-        for i in range(tl.minimum(ROWS, height - place.top)):
+        from_left = beside + (column_tile - 1) * right_tile
+        carried = load_carry(from_left + place.top.to(tl.int64) * place.of_cell, column_tile > 0)
+        rows = tl.minimum(ROWS, height - place.top)
+        for i in range(rows):
             row = (place.top + i).to(tl.int64)
             first = (place.image * height + row) * width + left
-            xs, ts, ls, Bts, Bls = _load(
+            xs, ts, ls, Bts, Bls = known
+            Cs = for_y
+            more = i + 1 < rows
+            known = _load(
                 x, delta_t, delta_l, B_t, B_l, x_column, t_column, l_column, Bt_column, Bl_column,
-                first, row, place, width, COLUMNS,
+                first + width, row + 1, more, place, width, COLUMNS,
             )  # fmt: skip
-            if WRITE:
-                Cs = load_row(C, C_column, first, place.n, place.of_states, left, width, COLUMNS)
-            h_left = load_carry(beside + (column_tile - 1) * right_tile + row * place.of_cell, column_tile > 0)
+            for_y = _load_for_y(C, C_column, first + width, more, place, width, WRITE, COLUMNS)
+            h_left, at_next = carried, from_left + (row + 1) * place.of_cell
+            carried = load_carry(at_next, more & (column_tile > 0))
             h, last = _run(xs, ts, ls, Bts, Bls, h_left, h, row, parameters, place, state < STATES, COLUMNS)
             if WRITE:
                 for t in tl.static_range(COLUMNS):
@@ -166,7 +189,7 @@ def _keep_states(
         first = (place.image * height + row) * width + place.left
         xs, ts, ls, Bts, Bls = _load(
             x, delta_t, delta_l, B_t, B_l, x_column, t_column, l_column, Bt_column, Bl_column,
-            first, row, place, width, COLUMNS,
+            first, row, True, place, width, COLUMNS,
         )  # fmt: skip
         h_left = load_carry(beside + row * place.of_cell, place.column_tile > 0)
         h, _ = _run(xs, ts, ls, Bts, Bls, h_left, h, row, parameters, place, FILLED, COLUMNS)
@@ -265,7 +288,7 @@ def backward(
             first = (place.image * height + row) * width + left
             xs, ts, ls, Bts, Bls = _load(
                 x, delta_t, delta_l, B_t, B_l, x_column, t_column, l_column, Bt_column, Bl_column,
-                first, row, place, width, COLUMNS,
+                first, row, True, place, width, COLUMNS,
             )  # fmt: skip
             Cs = load_row(C, C_column, first, place.n, place.of_states, left, width, COLUMNS)
             qs = load_row(grad_out, q_column, first, place.channel, there, left, width, COLUMNS)

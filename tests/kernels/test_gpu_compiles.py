@@ -64,7 +64,7 @@ for tiling in candidates(part, height, height if height > 1 else 4096, state):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(("scan", "part", "state"), [
     ("selective", "forward", 16), ("selective", "backward", 16), ("selective", "backward", 64),
-    ("wavefront", "forward", 16), ("wavefront", "backward", 16),
+    ("wavefront", "forward", 16), ("wavefront", "backward", 16), ("wavefront", "forward", 64),
 ])  # fmt: skip
 def test_a_kernel_compiles_without_spilling(
     scan: str, part: str, state: int, dtype: str, capability: int, tmp_path: Path
