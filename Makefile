@@ -30,7 +30,7 @@ demo: $(BIN)/.installed  ## slides painted, cut, trained on, evaluated and drawn
 test: $(BIN)/.installed  ## lint and the tests that take seconds, with the lines that no test runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest --quiet $(AT_ONCE) $(INTERPRETED_FAST)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest --quiet $(AT_ONCE) -m "not slow" $(INTERPRETED_FAST)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not slow and not stress" --cov --cov-report=term:skip-covered
 
 slow: $(BIN)/.installed  ## the tests that take longer

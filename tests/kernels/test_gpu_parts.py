@@ -118,7 +118,8 @@ def test_borders_of_one_launch_are_gone_before_the_next(scan: str, monkeypatch: 
 @pytest.mark.parametrize("scan", ["selective", "wavefront"])
 @pytest.mark.parametrize(("size", "tiling"), [
     ((1, 1, 18, 5, 3), Tiling(1, 16, 4, 1)), ((2, 1, 18, 5, 3), Tiling(1, 8, 4, 1)),
-    ((1, 9, 1, 5, 3), Tiling(8, 4, 8, 1)), ((1, 17, 9, 3, 2), Tiling(16, 8, 2, 1)),
+    ((1, 9, 1, 5, 3), Tiling(8, 4, 8, 1)),
+    pytest.param((1, 17, 9, 3, 2), Tiling(16, 8, 2, 1), marks=pytest.mark.slow),
 ], ids=str)  # fmt: skip
 def test_other_tilings_give_the_same(
     scan: str, size: tuple[int, int, int, int, int], tiling: Tiling, monkeypatch: pytest.MonkeyPatch
