@@ -46,7 +46,8 @@ _OF_ONE_ROW = {
 }
 LARGE = 512 * 512  # cells of a grid from which on a backward takes no more than a quarter of its arguments
 _SMALLEST = (Tiling(8, 4, 4, 1), Tiling(8, 2, 4, 1), Tiling(8, 1, 4, 1), Tiling(8, 1, 1, 1))  # for many states
-_HELD = {"forward": (5, 10), "backward": (6, 20)}  # numbers of a state in a thread: for each column, and beside
+# Numbers of a state in a thread: for each column (forward: h, and B and C of two rows), and beside.
+_HELD = {"forward": (5, 10), "backward": (6, 20)}
 _REGISTERS = 200  # of a thread, for these
 _RUNS = 5
 _AT_ONCE = 4  # runs between two events, so that the host waits behind the GPU and not the other way round
