@@ -191,9 +191,9 @@ def forward(plan, first, last, scratch):
                         up = above, at_above + j * BLOCK
                         _, _, h = _advance(line, at, i, left + j, A_t, A_l, T_ij, L_ij, up, h)
                         if i + 1 < shape.height:
-                            store(above, at_above + j * BLOCK, h)
+                            store(up[0], up[1], h)
                         C_ij = spread_states(C.address, at_C + j * C.column)
-                        store(line.y, j * LANES, dot_states(C_ij, h, load(line.y, j * LANES)))
+                        store(line.y, at, dot_states(C_ij, h, load(line.y, at)))
                     store(edge, at_edge, h)
                 for j in range(width):
                     store_channels(out, index(out, image, i, left + j) + channel, load(line.y, j * LANES), where[2])
@@ -206,8 +206,8 @@ class Carries(NamedTuple):
     """Addresses of what crosses the borders of tiles.
 
     ``row``: h left of each tile but the first of a row, ``[across - 1, height, states]``; ``column``: h above each
-    tile but the first of a column, ``[down - 1, width, states]``; ``up``: w·aT·R of the row below, ``[width,
-    states]``; ``back``: w·aL·R of the column to the right, ``[tile's height, states]``.
+    tile but the first of a column, ``[down - 1, states, width]``; ``up``: w·aT·R of the row below, ``[states,
+    width]``; ``back``: w·aL·R of the column to the right, ``[tile's height, states]``.
     """
 
     row: int

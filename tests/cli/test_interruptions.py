@@ -74,7 +74,6 @@ def finish_extraction(slides: Path, out: Path, features: dict[str, bytes]) -> No
     assert content(out) == features
 
 
-@pytest.mark.slow
 def test_extraction_interrupted_then_out_of_room(slides: Path, features: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "f"
     with Command(*extraction(slides, out)) as command:

@@ -82,9 +82,7 @@ def test_damaged(kind: str, count: int, mutations: ModuleType, runner: ModuleTyp
     assert not all(outcome.read for outcome in outcomes)
 
 
-@pytest.mark.parametrize(
-    "kind", ["cohort", "config", "splits", "predictions", pytest.param("survival", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["cohort", "config", "splits", "predictions", "survival"])
 def test_crafted(kind: str, crafted: ModuleType, runner: ModuleType, sound: Any, tmp_path: Path) -> None:
     file = sound.files[kind]
     make = {"cohort": crafted.cohorts, "splits": crafted.splits}
@@ -110,7 +108,7 @@ def test_crafted_feature_files(crafted: ModuleType, runner: ModuleType, sound: A
 # --- the command line
 
 
-@pytest.mark.parametrize("kind", [pytest.param("features", marks=pytest.mark.slow), "cohort", "config"])
+@pytest.mark.parametrize("kind", list(COMMANDS))
 def test_commands(
     kind: str, mutations: ModuleType, runner: ModuleType, sound: Any, small_study: Any, tmp_path: Path
 ) -> None:

@@ -284,11 +284,7 @@ def test_a_linear_head_reaches_the_c_index_of_their_cox_models(table: str, their
 
 @pytest.mark.parametrize(
     ("bags", "bank", "name"),
-    [
-        (16, 0, "cox"),
-        pytest.param(64, 0, "ranking", marks=pytest.mark.slow),
-        pytest.param(1, 64, "cox", marks=pytest.mark.slow),
-    ],
+    [(16, 0, "cox"), (64, 0, "ranking"), pytest.param(1, 64, "cox", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("table", TABLES)
 def test_a_few_patients_a_step_lead_to_the_same_c_index(table: str, bags: int, bank: int, name: str) -> None:

@@ -239,7 +239,7 @@ def test_progress_is_told_in_order(study: Path) -> None:
 # --- going on
 
 
-@pytest.mark.parametrize("epochs", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3)), 4])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4])
 def test_interrupted_run_ends_with_the_numbers_of_one_that_was_not(
     tiny: ModuleType, finished_run: Path, study: Path, epochs: int
 ) -> None:
@@ -329,7 +329,7 @@ crossval.train(sys.argv[1], progress=Killer())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-@pytest.mark.parametrize("at", [pytest.param(0, marks=pytest.mark.slow), 3], ids=["writing attention", "second fold"])
+@pytest.mark.parametrize("at", [0, 3], ids=["writing attention", "second fold"])
 def test_killed_run_goes_on(tiny: ModuleType, finished_run: Path, study: Path, at: int) -> None:
     killed = subprocess.run(
         [sys.executable, "-c", KILLER, study, str(at)], capture_output=True, text=True, timeout=120, check=False

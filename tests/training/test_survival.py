@@ -80,7 +80,7 @@ def cards(run: Path) -> list[ModelCard]:
 # --- going on
 
 
-@pytest.mark.parametrize("epochs", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("name", LOSSES)
 def test_interrupted_run_ends_with_the_numbers_of_one_that_was_not(
     tiny: ModuleType, tmp_path: Path, name: str, epochs: int
