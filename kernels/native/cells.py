@@ -10,11 +10,14 @@ from typing import NamedTuple
 from wsi2d.kernels.native.jit import inlined
 from wsi2d.kernels.native.simd import (
     LANES,
+    SMALL,
     STATES,
     absolute,
+    all_below,
     exp,
     fma,
     full,
+    larger,
     load,
     load_some,
     positive,
@@ -49,6 +52,26 @@ def grid_at(plan, place):
 def index(grid, image, row, column):
     """Where the channels or states of a cell begin."""
     return image * grid.image + row * grid.row + column * grid.column
+
+
+class States(NamedTuple):
+    """A block of states in a row of cells: its address, where the first cell's begin, and from cell to cell."""
+
+    address: int
+    start: int
+    column: int
+
+
+@inlined
+def states_of(grid, image, row, left, n):
+    """The n-th block of states from a cell on."""
+    return States(grid.address, index(grid, image, row, left) + n * STATES, grid.column)
+
+
+@inlined
+def state_at(states, j, k):
+    """Address and index of the k-th state of the j-th cell."""
+    return states.address, states.start + j * states.column + k
 
 
 @inlined
@@ -95,6 +118,21 @@ def sigmoid(x):
 def smaller(a, b):
     """The smaller of two whole numbers."""
     return a if a < b else b
+
+
+@inlined
+def largest_rate(rates, states):
+    """The largest |A| among blocks of states, a vector; ``rates`` is an address."""
+    largest = full(0.0)
+    for n in range(states * STATES):
+        largest = larger(absolute(load(rates, n * LANES)), largest)
+    return largest
+
+
+@inlined
+def are_small(steps, rates):
+    """Whether exponents A·Δ, less one or not, are small to exp2; both are largest sizes, vectors."""
+    return all_below(steps * rates, SMALL - 1.0)
 
 
 class Tiles(NamedTuple):

@@ -20,7 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi2d.kernels.native import selective, wavefront
+from wsi2d.kernels.native import selective_backward as backward_of_selective
+from wsi2d.kernels.native import selective_forward as forward_of_selective
+from wsi2d.kernels.native import wavefront_backward as backward_of_wavefront
+from wsi2d.kernels.native import wavefront_forward as forward_of_wavefront
 from wsi2d.kernels.native.results import Results, aligned
 from wsi2d.kernels.native.simd import LANES, STATES
 
@@ -170,23 +173,23 @@ def _state_groups(grid: Tensor, state: int) -> list[slice]:
     return [slice(first, last) for first, last in itertools.pairwise(borders)]
 
 
-def _forward(kernels: ModuleType, works: Sequence[_Work], threads: int) -> None:
+def _forward(kernel: ModuleType, works: Sequence[_Work], threads: int) -> None:
     """Run a forward kernel for one or more groups of states."""
 
     def scan(work: _Work, floats: int, first: int, last: int) -> None:
         scratch = _scratch_of_thread(floats)
-        kernels.forward(work.plan, first, last, scratch.ctypes.data)
+        kernel.run(work.plan, first, last, scratch.ctypes.data)
 
     jobs = []
     for work in works:
-        floats, units = kernels.forward_scratch(work.plan), work.size[0] * work.blocks
+        floats, units = kernel.scratch(work.plan), work.size[0] * work.blocks
         shares = max(1, min(units, threads // len(works)))
         jobs += [partial(scan, work, floats, units * k // shares, units * (k + 1) // shares) for k in range(shares)]
     _threads.run(jobs)
 
 
 def _backward(
-    kernels: ModuleType, works: Sequence[_Work], threads: int, per_cell: int, per_channel: int
+    kernel: ModuleType, works: Sequence[_Work], threads: int, per_cell: int, per_channel: int
 ) -> list[tuple[list[Tensor], Tensor]]:
     """Run a backward kernel for one or more groups of states.
 
@@ -204,17 +207,17 @@ def _backward(
             image, part = divmod(job, parts)
             first, last = (image * work.blocks + work.blocks * k // parts for k in (part, part + 1))
             addresses = [sums[part].data_ptr() for sums in cells]
-            kernels.backward(work.plan, first, last, scratch.ctypes.data, *addresses, channels.data_ptr())
+            kernel.run(work.plan, first, last, scratch.ctypes.data, *addresses, channels.data_ptr())
 
     jobs, sums = [], []
     for work in works:
         (images, height, width, _), blocks = work.size, work.blocks
-        floats, shares = kernels.backward_scratch(work.plan), max(1, min(images * blocks, threads // len(works)))
+        floats, shares = kernel.scratch(work.plan), max(1, min(images * blocks, threads // len(works)))
         # Parts of an image that different threads may take sum over their channels apart. Few images are cut so that
         # each thread has as many parts.
         parts = min(blocks, shares // math.gcd(images, shares)) if images < 4 * shares else 1
         cells = [[_zeros(images, height, width, work.states) for _ in range(parts)] for _ in range(per_cell)]
-        channels = _empty(images, blocks, kernels.SUMS_OF_STATES * work.states + per_channel, LANES)
+        channels = _empty(images, blocks, kernel.SUMS_OF_STATES * work.states + per_channel, LANES)
         sums.append((cells, channels))
         whole = range(images * parts)
         jobs += [partial(scan, work, floats, parts, whole[k::shares], cells, channels) for k in range(shares)]
@@ -262,7 +265,7 @@ def selective_forward(
         )
         for group, out in zip(groups, outs, strict=True)
     ]  # fmt: skip
-    _forward(selective, works, _threads_of(u, A.shape[1]))
+    _forward(forward_of_selective, works, _threads_of(u, A.shape[1]))
     y = _total(outs)
     if not inside:
         if D is not None:
@@ -299,7 +302,7 @@ def selective_backward(
         )
         for group, grad in zip(groups, grads, strict=True)
     ]  # fmt: skip
-    results = _backward(selective, works, _threads_of(u, A.shape[1]), 2, 2)
+    results = _backward(backward_of_selective, works, _threads_of(u, A.shape[1]), 2, 2)
     grad_u, grad_delta = (_total(parts) for parts in zip(*grads, strict=True))
     grad_D = None if D is None else results[0][1][:, -2].clone()
     if D is not None and not inside:
@@ -345,7 +348,7 @@ def wavefront_forward(
         _wavefront_work(cells, (B_t, B_l, C), (out,), (A_t, A_l), D if k == 0 else None, group)
         for k, (group, out) in enumerate(zip(groups, outs, strict=True))
     ]
-    _forward(wavefront, works, _threads_of(x, A_t.shape[1]))
+    _forward(forward_of_wavefront, works, _threads_of(x, A_t.shape[1]))
     return _total(outs)
 
 
@@ -363,7 +366,7 @@ def wavefront_backward(
         _wavefront_work(cells, (B_t, B_l, C), (q, *grad), (A_t, A_l), D if k == 0 else None, group)
         for k, (group, grad) in enumerate(zip(groups, grads, strict=True))
     ]
-    results = _backward(wavefront, works, _threads_of(x, A_t.shape[1]), 3, 1)
+    results = _backward(backward_of_wavefront, works, _threads_of(x, A_t.shape[1]), 3, 1)
     grad_D = None if D is None else results[0][1][:, -1].clone()
     grad_A_l = [totals[:, work.states :] for work, (_, totals) in zip(works, results, strict=True)]
     of_states = ([totals for _, totals in results], grad_A_l, *zip(*(cells for cells, _ in results), strict=True))

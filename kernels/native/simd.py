@@ -34,7 +34,7 @@ AVX512 = "+avx512f" in _features()
 INSTRUCTIONS = "AVX-512" if AVX512 else "AVX2" if "+avx2" in _features() and "+fma" in _features() else "baseline"
 LANES = 16
 STATES = 4
-_TOGETHER = STATES if AVX512 else 2  # exponentials worked out in step, as many as the registers hold
+SMALL = 126.0  # exponents of this size and below are what exp2 calls small
 
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
@@ -136,21 +136,32 @@ def fma(typing: Any, a: types.Type, b: types.Type, c: types.Type) -> Any:
 
 
 @intrinsic
-def exp2(typing: Any, x: types.Type) -> Any:
-    """2^x, relative error below 2e-7 and exactly 1 at 0; next to 0 below -126, beyond 1e38 from 128, NaN of NaN."""
+def exp2(typing: Any, x: types.Type, small: types.Type) -> Any:
+    """2^x of a vector, relative error below 2e-7 and exactly 1 at 0; next to 0 below -126, beyond 1e38 from 128, NaN
+    of NaN.
+
+    ``small``: whether no exponent but NaN is beyond ±:data:`SMALL`. It is then faster without AVX-512.
+    """
 
     def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
-        exponents, powers = _parts(builder, x, args[0]), []
-        for first in range(0, len(exponents), _TOGETHER):
-            some = exponents[first : first + _TOGETHER]
-            if not AVX512:
-                some = [_clamp(builder, e, -126.0, 127.0) for e in some]
-            whole = [_round(builder, e) for e in some]
-            rest = [builder.fsub(e, w) for e, w in zip(some, whole, strict=True)]
-            powers += _powers_of_two(builder, whole, rest)
-        return powers[0] if x is vector else _assemble(builder, powers)
+        def power(exponent: ir.Value) -> ir.Value:
+            whole = _round(builder, exponent)
+            return _power_of_two(builder, whole, builder.fsub(exponent, whole))
 
-    return x(x), emit
+        value, is_small = args
+        if AVX512:
+            return power(value)
+        powers = []
+        with builder.if_else(is_small, likely=True) as cases:
+            for case, bounded in zip(cases, (False, True), strict=True):
+                with case:
+                    powers.append((power(_clamp(builder, value, -126.0, 127.0) if bounded else value), builder.block))
+        result = builder.phi(_VECTOR)
+        for one, block_of_it in powers:
+            result.add_incoming(one, block_of_it)
+        return result
+
+    return vector(vector, types.boolean), emit
 
 
 @intrinsic
@@ -162,7 +173,7 @@ def exp(typing: Any, x: types.Type) -> Any:
         whole = _round(builder, builder.fmul(value, _all(_LOG2_E[0])))
         rest = _fma(builder, value, _all(_LOG2_E[0]), builder.fneg(whole))
         rest = _fma(builder, value, _all(_LOG2_E[1]), rest)
-        return _powers_of_two(builder, [whole], [rest])[0]
+        return _power_of_two(builder, whole, rest)
 
     return vector(vector), emit
 
@@ -171,15 +182,12 @@ _EXP2 = (1.0, 0.6931469776, 0.2402224208, 0.05550733744, 0.009671512786, 0.00132
 _LOG2_E = (1.44269502162933349609375, 1.92596299112661e-8)  # their sum is log2(e) to some 50 bits
 
 
-def _powers_of_two(builder: ir.IRBuilder, whole: list[ir.Value], rest: list[ir.Value]) -> list[ir.Value]:
-    """2^whole · 2^rest with rest from -1/2 to 1/2, by a polynomial.
-
-    Each step is emitted for all of them before the next: a processor looks ahead some hundred instructions only.
-    """
-    powers = [_all(_EXP2[-1])] * len(rest)
+def _power_of_two(builder: ir.IRBuilder, whole: ir.Value, rest: ir.Value) -> ir.Value:
+    """2^whole · 2^rest with rest from -1/2 to 1/2, by a polynomial."""
+    power: ir.Value = _all(_EXP2[-1])
     for coefficient in reversed(_EXP2[:-1]):
-        powers = [_fma(builder, p, f, _all(coefficient)) for p, f in zip(powers, rest, strict=True)]
-    return [_scale(builder, p, w) for p, w in zip(powers, whole, strict=True)]
+        power = _fma(builder, power, rest, _all(coefficient))
+    return _scale(builder, power, whole)
 
 
 def _scale(builder: ir.IRBuilder, value: ir.Value, whole: ir.Value) -> ir.Value:
@@ -222,6 +230,29 @@ def absolute(typing: Any, x: types.Type) -> Any:
 
 
 @intrinsic
+def larger(typing: Any, x: types.Type, y: types.Type) -> Any:
+    """Lane by lane the larger of two vectors; y where x is NaN."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return vector(vector, vector), emit
+
+
+@intrinsic
+def all_below(typing: Any, x: types.Type, bound: types.Type) -> Any:
+    """Whether every lane of a vector is below a number; NaN is not."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        most = _spread(builder, context.cast(builder, args[1], sig.args[1], types.float32))
+        lanes = ir.IntType(LANES)
+        below = builder.bitcast(builder.fcmp_ordered("<", args[0], most), lanes)
+        return builder.icmp_signed("==", below, ir.Constant(lanes, -1))
+
+    return types.boolean(vector, bound), emit
+
+
+@intrinsic
 def where_negative(typing: Any, x: types.Type, then: types.Type, other: types.Type) -> Any:
     """``then`` where x is below 0, else ``other``; all are vectors."""
 
@@ -237,13 +268,6 @@ def _fma(builder: ir.IRBuilder, *values: ir.Value) -> ir.Value:
 
 def _parts(builder: ir.IRBuilder, kind: types.Type, value: ir.Value) -> list[ir.Value]:
     return [value] if kind is vector else [builder.extract_value(value, n) for n in range(STATES)]
-
-
-def _assemble(builder: ir.IRBuilder, parts: Sequence[ir.Value]) -> ir.Value:
-    result = ir.Constant(_BLOCK, ir.Undefined)
-    for n, part in enumerate(parts):
-        result = builder.insert_value(result, part, n)
-    return result
 
 
 @intrinsic
@@ -332,6 +356,16 @@ def load_block(typing: Any, address: types.Type, index: types.Type) -> Any:
         return result
 
     return block(types.int64, types.int64), emit
+
+
+@intrinsic
+def spread(typing: Any, address: types.Type, index: types.Type) -> Any:
+    """The vector of the number at an index, the same for all channels."""
+
+    def emit(context: Any, builder: ir.IRBuilder, sig: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return _spread(builder, builder.load(_pointer(builder, args[0], args[1], 0, _FLOAT), align=4))
+
+    return vector(types.int64, types.int64), emit
 
 
 @intrinsic
@@ -446,11 +480,19 @@ def _add(builder: ir.IRBuilder, address: ir.Value, index: ir.Value, values: ir.V
 
 
 def _sum_quads(builder: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
-    """Of four vectors the sums of their quads of lanes, [0 1 2 3] for each quad: shuffles that stay in a quad."""
+    """Of four vectors the sums of their quads of lanes, [0 1 2 3] for each quad: shuffles that stay in a quad.
+
+    Without AVX-512, where a vector is two registers, these are added first: it takes half the shuffles.
+    """
+    lanes = LANES
+    if not AVX512:
+        lanes = LANES // 2
+        low, high = ([_shuffle(builder, v, v, half) for v in vectors] for half in (range(lanes), range(lanes, LANES)))
+        vectors = [builder.fadd(*pair) for pair in zip(low, high, strict=True)]
 
     def add(x: ir.Value, y: ir.Value, low: Sequence[int], high: Sequence[int]) -> ir.Value:
         def quads(pattern: Sequence[int]) -> list[int]:
-            return [base + k % 4 + (LANES if k >= 4 else 0) for base in range(0, LANES, 4) for k in pattern]
+            return [base + k % 4 + (lanes if k >= 4 else 0) for base in range(0, lanes, 4) for k in pattern]
 
         return builder.fadd(_shuffle(builder, x, y, quads(low)), _shuffle(builder, x, y, quads(high)))
 
@@ -462,12 +504,13 @@ def _sum_quads(builder: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
 
 def _fold(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """The sum of a's quads, followed by the sum of b's."""
-    half = LANES // 2
-    low = _shuffle(builder, a, b, [*range(half), *range(LANES, LANES + half)])
-    high = _shuffle(builder, a, b, [*range(half, LANES), *range(LANES + half, 2 * LANES)])
-    sums = builder.fadd(low, high)
-    even = _shuffle(builder, sums, sums, [0, 1, 2, 3, 8, 9, 10, 11])
-    odd = _shuffle(builder, sums, sums, [4, 5, 6, 7, 12, 13, 14, 15])
+    if AVX512:
+        half = LANES // 2
+        low = _shuffle(builder, a, b, [*range(half), *range(LANES, LANES + half)])
+        high = _shuffle(builder, a, b, [*range(half, LANES), *range(LANES + half, 2 * LANES)])
+        a = b = builder.fadd(low, high)
+    even = _shuffle(builder, a, b, [0, 1, 2, 3, 8, 9, 10, 11])
+    odd = _shuffle(builder, a, b, [4, 5, 6, 7, 12, 13, 14, 15])
     return builder.fadd(even, odd)
 
 

@@ -1,5 +1,6 @@
 """The CPU kernels' own parts: the functions of their SIMD layer, processors without AVX-512, threads, the cache."""
 
+import math
 import os
 import platform
 import subprocess
@@ -54,8 +55,19 @@ def _slope(x: Any) -> Any:
     return softplus(x)[1]
 
 
+@numba.njit
+def _exp2(x: Any) -> Any:
+    return simd.exp2(x, False)
+
+
+@numba.njit
+def _exp2_of_small(x: Any) -> Any:
+    return simd.exp2(x, True)
+
+
 FUNCTIONS = {
-    "exp2": (simd.exp2, np.exp2, 2e-7, (-100, 100)),
+    "exp2": (_exp2, np.exp2, 2e-7, (-100, 100)),
+    "exp2 of small ones": (_exp2_of_small, np.exp2, 2e-7, (-125, 125)),
     "exp": (simd.exp, np.exp, 3e-7, (-80, 80)),
     "softplus": (_softplus, lambda x: np.logaddexp(0, x), 4e-7, (-80, 80)),
     "slope of softplus": (_slope, lambda x: np.exp(-np.logaddexp(0, -x)), 4e-7, (-80, 80)),
@@ -75,7 +87,7 @@ def test_a_function_is_close_everywhere(name: str) -> None:
 
 def test_exp2_at_the_ends() -> None:
     values = np.array([0, 1, -1, 10, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf], np.float32)
-    got = apply(simd.exp2, values)
+    got = apply(_exp2, values)
     assert got[:4].tolist() == [1.0, 2.0, 0.5, 1024.0]
     assert (got[[4, 6, 8]] > 1e38).all()
     assert (got[[5, 7, 9]] < 2e-38).all()
@@ -114,6 +126,17 @@ def test_a_processor_without_avx512(tmp_path: Path) -> None:
         [sys.executable, "-c", WITHOUT_AVX512], env=os.environ | features, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("exponent", [-124.9, -125.1, -126.4, -151.0, -1e4, 8.0])
+def test_one_large_step_among_small_ones(
+    oracle: ModuleType, harness: ModuleType, operator: Any, exponent: float
+) -> None:
+    inputs = harness.make_inputs((20, 37), 20, 5, dtype=torch.float32, batch=1, operator=operator, softplus=False)
+    for steps, decays in zip(operator.steps, operator.decays, strict=True):
+        channel, state = divmod(int(inputs[decays].argmin()), 5)
+        inputs[steps][0, 3, 35, channel] = exponent * math.log(2) / inputs[decays][channel, state]
+    harness.check(oracle, inputs, softplus=False, backend="native")
 
 
 @pytest.mark.parametrize("dim", [3, 16, 40])

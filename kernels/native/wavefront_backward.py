@@ -1,9 +1,9 @@
-"""The 2D wavefront scan on the CPU: forward and backward for some images and channels, in numba.
+"""The 2D wavefront scan on the CPU, backward, for some images and channels, in numba.
 
-The equations stand in :mod:`wsi2d.kernels.scan2d`; the shape of the work is that of
-:mod:`wsi2d.kernels.native.selective`, with one state where that has two: h goes on both to the right and down.
+It has the shape of the selective scan's (:mod:`wsi2d.kernels.native.selective_backward`), with one state where that
+has two.
 
-This module needs numba. What it is given lies in one ``int64`` array, by the names at its top.
+This module needs numba. What it is given: :mod:`wsi2d.kernels.native.wavefront_plan`.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from numba import types
 from wsi2d.kernels.native.cells import (
     BLOCK,
     LN_2,
-    LONG_STRIP,
-    STRIP,
+    are_small,
     cut,
-    grid_at,
     index,
+    largest_rate,
     load_channels,
     smaller,
+    state_at,
+    states_of,
     store_channels,
 )
 from wsi2d.kernels.native.jit import inlined, kernel
 from wsi2d.kernels.native.simd import (
     LANES,
     STATES,
+    absolute,
     add_lane_sums,
     add_lane_sums_of_two,
     align_stack,
     dot_states,
-    exp2,
     fma,
     full,
+    larger,
     load,
     load_block,
     prefetch,
@@ -42,164 +44,9 @@ from wsi2d.kernels.native.simd import (
     store,
     zeros,
 )
+from wsi2d.kernels.native.wavefront_plan import advance, grid, parameters_of, shape_of, weight
 
-
-class Shape(NamedTuple):
-    """Sizes; ``states`` counts blocks."""
-
-    height: int
-    width: int
-    dim: int
-    states: int
-
-
-class Parameters(NamedTuple):
-    """Addresses of what belongs to channels: log2(e)·A from above and from the left ``[dim / lanes, states, STATES,
-    lanes]`` and D ``[dim / lanes, lanes]``, padded with zeros."""
-
-    A_t: int
-    A_l: int
-    D: int
-
-
-SUMS_OF_STATES = 2  # numbers of a channel and a state that the backward sums over cells: of both A
-HEADER = len(Shape._fields) + len(Parameters._fields)
-FORWARD = ("x", "delta_t", "delta_l", "B_t", "B_l", "C", "out")
-BACKWARD = ("x", "delta_t", "delta_l", "B_t", "B_l", "C", "grad_out", "grad_x", "grad_delta_t", "grad_delta_l")
-
-
-@inlined
-def _grid(plan, number):
-    return grid_at(plan, HEADER + 4 * number)
-
-
-@inlined
-def _shape(plan):
-    return Shape(plan[0], plan[1], plan[2], plan[3])
-
-
-@inlined
-def _parameters(plan):
-    return Parameters(plan[4], plan[5], plan[6])
-
-
-# --- forward -------------------------------------------------------------------------------------------------------
-
-
-@kernel(types.int64(types.int64[::1]))
-def forward_scratch(plan):
-    """Floats that :func:`forward` needs beside its arguments."""
-    shape = _shape(plan)
-    above = STRIP * shape.states * BLOCK if shape.height > 1 else 0
-    return 5 * LONG_STRIP * LANES + above + shape.height * shape.states * BLOCK
-
-
-class Line(NamedTuple):
-    """Addresses of what is known of a strip's row: of each cell a vector of both steps, w times both steps times x
-    (w as in :class:`Tile`), and y."""
-
-    step_t: int
-    step_l: int
-    drive_t: int
-    drive_l: int
-    y: int
-
-
-@inlined
-def _weight(row, column):
-    """½ inside the grid, where a state has two predecessors; 1 in the first row and the first column."""
-    return full(0.5) if row > 0 and column > 0 else full(1.0)
-
-
-@inlined
-def _advance(known, at, row, column, A_t, A_l, B_t, B_l, above, back):
-    """w·aT and w·aL of a cell, zeros where it has no cell above or none on the left, and its h.
-
-    ``known`` holds its steps and drives, at an index; ``B_t``, ``B_l`` and ``above`` (h above it) are each an address
-    and an index; ``back`` is h on its left. What is not needed is not read.
-    """
-    if row == 0:
-        a_l = exp2(load(known.step_l, at) * A_l)
-        return zeros(), a_l, fma(a_l, back, load(known.drive_l, at) * spread_states(B_l[0], B_l[1]))
-    halved = full(-1.0) if column > 0 else full(0.0)  # ½ = 2^−1
-    up = load_block(above[0], above[1])
-    a_t = exp2(fma(load(known.step_t, at), A_t, halved))
-    from_t = fma(a_t, up, load(known.drive_t, at) * spread_states(B_t[0], B_t[1]))
-    if column == 0:
-        return a_t, zeros(), from_t
-    a_l = exp2(fma(load(known.step_l, at), A_l, halved))
-    return a_t, a_l, fma(a_l, back, fma(load(known.drive_l, at), spread_states(B_l[0], B_l[1]), from_t))
-
-
-@inlined
-def _load_line(grids, line, skip, where, row, left, width):
-    """Steps and weighted drives of a row, y with the skip alone; the row below is asked for."""
-    x, delta_t, delta_l, out = grids
-    image, channel, count = where
-    for j in range(width):
-        at_x = index(x, image, row, left + j) + channel
-        at_t = index(delta_t, image, row, left + j) + channel
-        at_l = index(delta_l, image, row, left + j) + channel
-        x_ij = load_channels(x, at_x, count)
-        t_ij, l_ij = load_channels(delta_t, at_t, count), load_channels(delta_l, at_l, count)
-        store(line.step_t, j * LANES, t_ij)
-        store(line.step_l, j * LANES, l_ij)
-        weighted = _weight(row, left + j) * x_ij
-        store(line.drive_t, j * LANES, t_ij * weighted)
-        store(line.drive_l, j * LANES, l_ij * weighted)
-        store(line.y, j * LANES, skip * x_ij)
-        prefetch(x.address, at_x + x.row)
-        prefetch(delta_t.address, at_t + delta_t.row)
-        prefetch(delta_l.address, at_l + delta_l.row)
-        prefetch(out.address, index(out, image, row, left + j) + channel)
-
-
-@kernel(types.void(types.int64[::1], types.int64, types.int64, types.int64))
-def forward(plan, first, last, scratch):
-    """Units ``first`` to ``last``; ``scratch`` is an address."""
-    align_stack()
-    shape, parameters = _shape(plan), _parameters(plan)
-    x, delta_t, delta_l = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2)
-    B_t, B_l, C, out = _grid(plan, 3), _grid(plan, 4), _grid(plan, 5), _grid(plan, 6)
-    channel_blocks = (shape.dim + LANES - 1) // LANES
-    strip = STRIP if shape.height > 1 else LONG_STRIP
-    size = 4 * LONG_STRIP * LANES
-    line = Line(scratch, scratch + size, scratch + 2 * size, scratch + 3 * size, scratch + 4 * size)
-    edge = scratch + 5 * size  # h at the strip's right edge, [row, states]
-    above = edge + 4 * shape.height * shape.states * BLOCK  # h of the row above, [states, column of the strip]
-
-    for unit in range(first, last):
-        image, channels = unit // channel_blocks, unit % channel_blocks
-        channel = channels * LANES
-        where = (image, channel, shape.dim - channel)
-        skip = load(parameters.D, channel)
-        rates = 4 * channels * shape.states * BLOCK
-        for left in range(0, shape.width, strip):
-            width = smaller(strip, shape.width - left)
-            for i in range(shape.height):
-                _load_line((x, delta_t, delta_l, out), line, skip, where, i, left, width)
-                for n in range(shape.states):
-                    A_t = load_block(parameters.A_t + rates, n * BLOCK)
-                    A_l = load_block(parameters.A_l + rates, n * BLOCK)
-                    at_edge = (i * shape.states + n) * BLOCK
-                    at_T, at_L = index(B_t, image, i, left) + n * STATES, index(B_l, image, i, left) + n * STATES
-                    at_C, at_above = index(C, image, i, left) + n * STATES, n * strip * BLOCK
-                    h = load_block(edge, at_edge) if left > 0 else zeros()
-                    for j in range(width):
-                        at = j * LANES
-                        T_ij, L_ij = (B_t.address, at_T + j * B_t.column), (B_l.address, at_L + j * B_l.column)
-                        up = above, at_above + j * BLOCK
-                        _, _, h = _advance(line, at, i, left + j, A_t, A_l, T_ij, L_ij, up, h)
-                        if i + 1 < shape.height:
-                            store(up[0], up[1], h)
-                        C_ij = spread_states(C.address, at_C + j * C.column)
-                        store(line.y, at, dot_states(C_ij, h, load(line.y, at)))
-                    store(edge, at_edge, h)
-                for j in range(width):
-                    store_channels(out, index(out, image, i, left + j) + channel, load(line.y, j * LANES), where[2])
-
-
-# --- backward ------------------------------------------------------------------------------------------------------
+SUMS_OF_STATES = 2  # numbers of a channel and a state that are summed over cells: of both A
 
 
 class Carries(NamedTuple):
@@ -263,9 +110,9 @@ def _tile(tiles, start):
 
 
 @kernel(types.int64(types.int64[::1]))
-def backward_scratch(plan):
-    """Floats that :func:`backward` needs beside its arguments."""
-    shape = _shape(plan)
+def scratch(plan):
+    """Floats that :func:`run` needs beside its arguments."""
+    shape = shape_of(plan)
     tiles = cut(shape.height, shape.width)
     _, end = _carries(shape, tiles, 0)
     _, end = _tile(tiles, end)
@@ -274,8 +121,9 @@ def backward_scratch(plan):
 
 @inlined
 def _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left):
-    """Steps, weighted drives and x of a tile."""
+    """Steps, weighted drives and x of a tile. Returns how large both steps are at most."""
     image, channel, count = where
+    most_t, most_l = full(0.0), full(0.0)
     for i in range(smaller(tiles.height, shape.height - top)):
         for j in range(smaller(tiles.width, shape.width - left)):
             at = (i * tiles.width + j) * LANES
@@ -287,12 +135,14 @@ def _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left):
             prefetch(delta_l.address, at_l + delta_l.row)
             x_ij = load_channels(x, at_x, count)
             t_ij, l_ij = load_channels(delta_t, at_t, count), load_channels(delta_l, at_l, count)
+            most_t, most_l = larger(absolute(t_ij), most_t), larger(absolute(l_ij), most_l)
             store(tile.step_t, at, t_ij)
             store(tile.step_l, at, l_ij)
-            weighted = _weight(top + i, left + j) * x_ij
+            weighted = weight(top + i, left + j) * x_ij
             store(tile.drive_t, at, t_ij * weighted)
             store(tile.drive_l, at, l_ij * weighted)
             store(tile.x, at, x_ij)
+    return most_t, most_l
 
 
 @inlined
@@ -328,23 +178,27 @@ def _from_the_left(shape, tiles, carries, row, left, n):
 
 
 @inlined
-def _keep_carries(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n):
-    """Run the recurrence through a tile whose steps are loaded, and keep what it carries out of it."""
+def _keep_carries(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n, small):
+    """Run the recurrence through a tile whose steps are loaded, and keep what it carries out of it; both rates are
+    each an address and an index."""
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
     down, across = top // tiles.height, left // tiles.width
     _from_above(shape, tiles, carries, tile, top, left, n)
     for i in range(height):
         row = top + i
-        h = _from_the_left(shape, tiles, carries, row, left, n)
-        at_T, at_L = index(B_t, image, row, left) + n * STATES, index(B_l, image, row, left) + n * STATES
+        store(tile.h, 0, _from_the_left(shape, tiles, carries, row, left, n))
+        of_t, of_l = states_of(B_t, image, row, left, n), states_of(B_l, image, row, left, n)
         for j in range(width):
-            at = (i * tiles.width + j) * LANES
-            T_ij, L_ij = (B_t.address, at_T + j * B_t.column), (B_l.address, at_L + j * B_l.column)
-            up = tile.h, (j + 1) * BLOCK
-            _, _, h = _advance(tile, at, row, left + j, A_t, A_l, T_ij, L_ij, up, h)
-            store(tile.h, (j + 1) * BLOCK, h)
+            for k in range(STATES):
+                rates_t, rates_l = (A_t[0], A_t[1] + k * LANES), (A_l[0], A_l[1] + k * LANES)
+                back = tile.h, j * BLOCK + k * LANES
+                above = tile.h, back[1] + BLOCK
+                at, T_ij, L_ij = (i * tiles.width + j) * LANES, state_at(of_t, j, k), state_at(of_l, j, k)
+                _, _, h = advance(tile, at, row, left + j, rates_t, rates_l, T_ij, L_ij, above, back, small)
+                store(above[0], above[1], h)
         if across + 1 < tiles.across:
-            store(carries.row, ((across * shape.height + row) * shape.states + n) * BLOCK, h)
+            at_right = ((across * shape.height + row) * shape.states + n) * BLOCK
+            store(carries.row, at_right, load_block(tile.h, width * BLOCK))
     if down + 1 < tiles.down:
         at_below = ((down * shape.states + n) * shape.width + left) * BLOCK
         for j in range(width):
@@ -352,29 +206,32 @@ def _keep_carries(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, l
 
 
 @inlined
-def _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n):
-    """w·aT, w·aL and h of a tile, for one block of states."""
+def _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n, small):
+    """w·aT, w·aL and h of a tile, for one block of states; both rates are each an address and an index."""
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
     wide = tiles.width + 1
     _from_above(shape, tiles, carries, tile, top, left, n)
     for i in range(height):
         row, at_h = top + i, (i + 1) * wide
-        h = _from_the_left(shape, tiles, carries, row, left, n)
-        store(tile.h, at_h * BLOCK, h)
-        at_T, at_L = index(B_t, image, row, left) + n * STATES, index(B_l, image, row, left) + n * STATES
+        store(tile.h, at_h * BLOCK, _from_the_left(shape, tiles, carries, row, left, n))
+        of_t, of_l = states_of(B_t, image, row, left, n), states_of(B_l, image, row, left, n)
         for j in range(width):
             at = i * tiles.width + j
-            T_ij, L_ij = (B_t.address, at_T + j * B_t.column), (B_l.address, at_L + j * B_l.column)
-            up = tile.h, (at_h - wide + j + 1) * BLOCK
-            a_t, a_l, h = _advance(tile, at * LANES, row, left + j, A_t, A_l, T_ij, L_ij, up, h)
-            store(tile.a_t, at * BLOCK, a_t)
-            store(tile.a_l, at * BLOCK, a_l)
-            store(tile.h, (at_h + j + 1) * BLOCK, h)
+            for k in range(STATES):
+                rates_t, rates_l = (A_t[0], A_t[1] + k * LANES), (A_l[0], A_l[1] + k * LANES)
+                above = tile.h, (at_h - wide + j + 1) * BLOCK + k * LANES
+                back = tile.h, (at_h + j) * BLOCK + k * LANES
+                T_ij, L_ij = state_at(of_t, j, k), state_at(of_l, j, k)
+                a_t, a_l, h = advance(tile, at * LANES, row, left + j, rates_t, rates_l, T_ij, L_ij, above, back, small)
+                store(tile.a_t, at * BLOCK + k * LANES, a_t)
+                store(tile.a_l, at * BLOCK + k * LANES, a_l)
+                store(tile.h, back[1] + BLOCK, h)
 
 
 @inlined
 def _reverse(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, sums, image, top, left, n):
     """R through a tile, from its last cell to its first, for one block of states; returns its shares of ∂A."""
+    rates_t, rates_l = load_block(A_t[0], A_t[1]), load_block(A_l[0], A_l[1])
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
     last_row, last_column = top + height == shape.height, left + width == shape.width
     wide = tiles.width + 1
@@ -394,27 +251,27 @@ def _reverse(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, sums, image, to
             if not (last_row and i + 1 == height):
                 R = R + load_block(carries.up, at_up + j * BLOCK)
             R = R + back
-            back, of_B_t, of_B_l = zeros(), zeros(), zeros()
+            back, of_C = zeros(), load_block(tile.h, at_h * BLOCK) * q
+            at_cell = at_sums + j * shape.states * STATES
             if not first_row:
                 up = R * load_block(tile.a_t, at * BLOCK)
                 store(carries.up, at_up + j * BLOCK, up)
                 from_a = up * load_block(tile.h, (at_h - wide) * BLOCK)
                 grad_A_t = fma(from_a, load(tile.step_t, at * LANES), grad_A_t)
-                store(tile.from_decay_t, at * LANES, dot_states(from_a, A_t, load(tile.from_decay_t, at * LANES)))
+                store(tile.from_decay_t, at * LANES, dot_states(from_a, rates_t, load(tile.from_decay_t, at * LANES)))
                 B_ij = spread_states(B_t.address, at_T + j * B_t.column)
                 store(tile.from_drive_t, at * LANES, dot_states(R, B_ij, load(tile.from_drive_t, at * LANES)))
-                of_B_t = R * load(tile.drive_t, at * LANES)
+                add_lane_sums_of_two(sums[0], sums[2], at_cell, R * load(tile.drive_t, at * LANES), of_C)
+            else:
+                add_lane_sums(sums[2], at_cell, of_C)
             if first_row or not first_column:
                 back = R * load_block(tile.a_l, at * BLOCK)
                 from_a = back * load_block(tile.h, (at_h - 1) * BLOCK)
                 grad_A_l = fma(from_a, load(tile.step_l, at * LANES), grad_A_l)
-                store(tile.from_decay_l, at * LANES, dot_states(from_a, A_l, load(tile.from_decay_l, at * LANES)))
+                store(tile.from_decay_l, at * LANES, dot_states(from_a, rates_l, load(tile.from_decay_l, at * LANES)))
                 B_ij = spread_states(B_l.address, at_L + j * B_l.column)
                 store(tile.from_drive_l, at * LANES, dot_states(R, B_ij, load(tile.from_drive_l, at * LANES)))
-                of_B_l = R * load(tile.drive_l, at * LANES)
-            at_cell = at_sums + j * shape.states * STATES
-            add_lane_sums_of_two(sums[0], sums[1], at_cell, of_B_t, of_B_l)
-            add_lane_sums(sums[2], at_cell, load_block(tile.h, at_h * BLOCK) * q)
+                add_lane_sums(sums[1], at_cell, R * load(tile.drive_l, at * LANES))
         store(carries.back, at_back, back)
     return grad_A_t, grad_A_l
 
@@ -428,8 +285,8 @@ def _store_gradients(shape, parameters, grad_x, grad_delta_t, grad_delta_l, tile
         for j in range(smaller(tiles.width, shape.width - left)):
             at = (i * tiles.width + j) * LANES
             x_ij, q = load(tile.x, at), load(tile.q, at)
-            weight = _weight(top + i, left + j)
-            drive_t, drive_l = weight * load(tile.from_drive_t, at), weight * load(tile.from_drive_l, at)
+            w = weight(top + i, left + j)
+            drive_t, drive_l = w * load(tile.from_drive_t, at), w * load(tile.from_drive_l, at)
             from_t = fma(load(tile.from_decay_t, at), full(LN_2), drive_t * x_ij)
             from_l = fma(load(tile.from_decay_l, at), full(LN_2), drive_l * x_ij)
             from_x = fma(drive_t, load(tile.step_t, at), fma(drive_l, load(tile.step_l, at), skip * q))
@@ -451,17 +308,17 @@ def _store_gradients(shape, parameters, grad_x, grad_delta_t, grad_delta_l, tile
         types.int64[::1], types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64
     )
 )
-def backward(plan, first, last, scratch, sums_B_t, sums_B_l, sums_C, sums):
+def run(plan, first, last, scratch, sums_B_t, sums_B_l, sums_C, sums):
     """Units ``first`` to ``last``; the others are addresses.
 
     Adds to ``sums_B_t``, ``sums_B_l`` and ``sums_C`` ``[image, row, column, states · STATES]``, and writes the shares
     that a unit has of the gradients of both A and of D to ``sums`` ``[unit, 2 · states · STATES + 1, lanes]``.
     """
     align_stack()
-    shape, parameters = _shape(plan), _parameters(plan)
-    x, delta_t, delta_l = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2)
-    B_t, B_l, C, grad_out = _grid(plan, 3), _grid(plan, 4), _grid(plan, 5), _grid(plan, 6)
-    grad_x, grad_delta_t, grad_delta_l = _grid(plan, 7), _grid(plan, 8), _grid(plan, 9)
+    shape, parameters = shape_of(plan), parameters_of(plan)
+    x, delta_t, delta_l = grid(plan, 0), grid(plan, 1), grid(plan, 2)
+    B_t, B_l, C, grad_out = grid(plan, 3), grid(plan, 4), grid(plan, 5), grid(plan, 6)
+    grad_x, grad_delta_t, grad_delta_l = grid(plan, 7), grid(plan, 8), grid(plan, 9)
     channel_blocks = (shape.dim + LANES - 1) // LANES
     tiles = cut(shape.height, shape.width)
     carries, end = _carries(shape, tiles, scratch)
@@ -473,29 +330,31 @@ def backward(plan, first, last, scratch, sums_B_t, sums_B_l, sums_C, sums):
         image, channels = unit // channel_blocks, unit % channel_blocks
         channel = channels * LANES
         where = (image, channel, shape.dim - channel)
-        rates = 4 * channels * of_states
+        rates = channels * of_states
+        largest_t = largest_rate(parameters.A_t + 4 * rates, shape.states)
+        largest_l = largest_rate(parameters.A_l + 4 * rates, shape.states)
         unit_sums = sums + 4 * unit * (2 * of_states + LANES)
         for n in range(2 * shape.states):
             store(unit_sums, n * BLOCK, zeros())
         for top in range(0, shape.height, tiles.height):
             for left in range(0, shape.width, tiles.width):
                 if top + tiles.height < shape.height or left + tiles.width < shape.width:
-                    _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left)
+                    most_t, most_l = _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left)
+                    small = are_small(most_t, largest_t) and are_small(most_l, largest_l)
                     for n in range(shape.states):
-                        A_t = load_block(parameters.A_t + rates, n * BLOCK)
-                        A_l = load_block(parameters.A_l + rates, n * BLOCK)
-                        _keep_carries(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n)
+                        A_t, A_l = (parameters.A_t, rates + n * BLOCK), (parameters.A_l, rates + n * BLOCK)
+                        _keep_carries(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n, small)
         grad_D = full(0.0)
         for top in range((tiles.down - 1) * tiles.height, -1, -tiles.height):
             for n in range(2 * shape.states):
                 store(row_sums, n * BLOCK, zeros())
             for left in range((tiles.across - 1) * tiles.width, -1, -tiles.width):
-                _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left)
+                most_t, most_l = _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left)
+                small = are_small(most_t, largest_t) and are_small(most_l, largest_l)
                 _load_gradient(shape, grad_out, tile, tiles, where, top, left)
                 for n in range(shape.states):
-                    A_t = load_block(parameters.A_t + rates, n * BLOCK)
-                    A_l = load_block(parameters.A_l + rates, n * BLOCK)
-                    _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n)
+                    A_t, A_l = (parameters.A_t, rates + n * BLOCK), (parameters.A_l, rates + n * BLOCK)
+                    _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n, small)
                     addresses = (sums_B_t, sums_B_l, sums_C)
                     shares = _reverse(
                         shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, addresses, image, top, left, n

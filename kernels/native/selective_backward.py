@@ -1,12 +1,10 @@
-"""The 2D selective scan on the CPU: forward and backward for some images and channels, in numba.
+"""The 2D selective scan on the CPU, backward, for some images and channels, in numba.
 
-The equations stand in :mod:`wsi2d.kernels.scan2d`. A *unit* of work is one image and :data:`LANES` neighbouring
-channels. The forward walks strips of columns from left to right and each strip from top to bottom: g stays in
-registers along a row, h in a row buffer of the strip. The backward first runs the recurrences alone and keeps what
-they carry across the borders of tiles, then takes the tiles from the last to the first: it recomputes a, g and h of a
-tile into scratch that fits the second cache, and runs the equations in reverse.
+It first runs the recurrences alone and keeps what they carry across the borders of tiles, then takes the tiles from the
+last to the first: it recomputes a, g and h of a tile into scratch that fits the second cache, and runs the equations in
+reverse.
 
-This module needs numba. What it is given lies in one ``int64`` array, by the names at its top.
+This module needs numba. What it is given: :mod:`wsi2d.kernels.native.selective_plan`.
 """
 
 from __future__ import annotations
@@ -18,149 +16,41 @@ from numba import types
 from wsi2d.kernels.native.cells import (
     BLOCK,
     LN_2,
-    LONG_STRIP,
-    STRIP,
+    are_small,
     cut,
-    grid_at,
     index,
+    largest_rate,
     load_channels,
     sigmoid,
     smaller,
     softplus,
+    state_at,
+    states_of,
     store_channels,
 )
 from wsi2d.kernels.native.jit import inlined, kernel
+from wsi2d.kernels.native.selective_plan import grid, parameters_of, shape_of
 from wsi2d.kernels.native.simd import (
     LANES,
     STATES,
+    absolute,
     add_lane_sums_of_two,
     align_stack,
     dot_states,
     exp2,
     fma,
     full,
+    larger,
     load,
     load_block,
     prefetch,
+    spread,
     spread_states,
     store,
     zeros,
 )
 
-
-class Shape(NamedTuple):
-    """Sizes; ``states`` counts blocks."""
-
-    height: int
-    width: int
-    dim: int
-    states: int
-    softplus: int
-
-
-class Parameters(NamedTuple):
-    """Addresses of what belongs to channels: log2(e)·A ``[dim / lanes, states, STATES, lanes]``, D and the bias of
-    the steps ``[dim / lanes, lanes]``, all of them padded with zeros."""
-
-    A: int
-    D: int
-    bias: int
-
-
-SUMS_OF_STATES = 1  # numbers of a channel and a state that the backward sums over cells: of A
-HEADER = len(Shape._fields) + len(Parameters._fields)
-FORWARD = ("u", "delta", "B", "C", "z", "out")
-BACKWARD = ("u", "delta", "B", "C", "z", "grad_out", "grad_u", "grad_delta", "grad_z")
-
-
-@inlined
-def _grid(plan, number):
-    return grid_at(plan, HEADER + 4 * number)
-
-
-@inlined
-def _shape(plan):
-    return Shape(plan[0], plan[1], plan[2], plan[3], plan[4])
-
-
-@inlined
-def _parameters(plan):
-    return Parameters(plan[5], plan[6], plan[7])
-
-
-# --- forward -------------------------------------------------------------------------------------------------------
-
-
-@kernel(types.int64(types.int64[::1]))
-def forward_scratch(plan):
-    """Floats that :func:`forward` needs beside its arguments."""
-    shape = _shape(plan)
-    above = STRIP * shape.states * BLOCK if shape.height > 1 else 0
-    return 3 * LONG_STRIP * LANES + above + shape.height * shape.states * BLOCK
-
-
-@kernel(types.void(types.int64[::1], types.int64, types.int64, types.int64))
-def forward(plan, first, last, scratch):
-    """Units ``first`` to ``last``; ``scratch`` is an address."""
-    align_stack()
-    shape, parameters = _shape(plan), _parameters(plan)
-    u, delta, B, C = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2), _grid(plan, 3)
-    z, out = _grid(plan, 4), _grid(plan, 5)
-    channel_blocks = (shape.dim + LANES - 1) // LANES
-    strip = STRIP if shape.height > 1 else LONG_STRIP
-    step = scratch
-    drive = step + 4 * LONG_STRIP * LANES
-    y = drive + 4 * LONG_STRIP * LANES
-    edge = y + 4 * LONG_STRIP * LANES  # g at the strip's right edge, [row, states]
-    above = edge + 4 * shape.height * shape.states * BLOCK  # h of the row above, [states, column of the strip]
-
-    for unit in range(first, last):
-        image, channels = unit // channel_blocks, unit % channel_blocks
-        channel = channels * LANES
-        count = shape.dim - channel
-        skip, bias = load(parameters.D, channel), load(parameters.bias, channel)
-        rates = parameters.A + 4 * channels * shape.states * BLOCK
-        for left in range(0, shape.width, strip):
-            width = smaller(strip, shape.width - left)
-            for i in range(shape.height):
-                for j in range(width):
-                    at_u = index(u, image, i, left + j) + channel
-                    at_delta = index(delta, image, i, left + j) + channel
-                    u_ij = load_channels(u, at_u, count)
-                    step_ij = load_channels(delta, at_delta, count) + bias
-                    if shape.softplus:
-                        step_ij = softplus(step_ij)[0]
-                    store(step, j * LANES, step_ij)
-                    store(drive, j * LANES, step_ij * u_ij)
-                    store(y, j * LANES, skip * u_ij)
-                    prefetch(u.address, at_u + u.row)
-                    prefetch(delta.address, at_delta + delta.row)
-                    prefetch(out.address, index(out, image, i, left + j) + channel)
-                for n in range(shape.states):
-                    A = load_block(rates, n * BLOCK)
-                    at_edge = (i * shape.states + n) * BLOCK
-                    g = load_block(edge, at_edge) if left > 0 else zeros()
-                    at_B, at_C = index(B, image, i, left) + n * STATES, index(C, image, i, left) + n * STATES
-                    for j in range(width):
-                        a = exp2(load(step, j * LANES) * A)
-                        g = fma(a, g, load(drive, j * LANES) * spread_states(B.address, at_B + j * B.column))
-                        h, at_above = g, (n * strip + j) * BLOCK
-                        if i > 0:
-                            h = fma(a, load_block(above, at_above), g)
-                        if i + 1 < shape.height:
-                            store(above, at_above, h)
-                        C_ij = spread_states(C.address, at_C + j * C.column)
-                        store(y, j * LANES, dot_states(C_ij, h, load(y, j * LANES)))
-                    store(edge, at_edge, g)
-                for j in range(width):
-                    y_ij = load(y, j * LANES)
-                    if z.address:
-                        z_ij = load_channels(z, index(z, image, i, left + j) + channel, count)
-                        y_ij = y_ij * (z_ij * sigmoid(z_ij))
-                    store_channels(out, index(out, image, i, left + j) + channel, y_ij, count)
-
-
-# --- backward ------------------------------------------------------------------------------------------------------
+SUMS_OF_STATES = 1  # numbers of a channel and a state that are summed over cells: of A
 
 
 class Carries(NamedTuple):
@@ -222,9 +112,9 @@ def _tile(tiles, start):
 
 
 @kernel(types.int64(types.int64[::1]))
-def backward_scratch(plan):
-    """Floats that :func:`backward` needs beside its arguments."""
-    shape = _shape(plan)
+def scratch(plan):
+    """Floats that :func:`run` needs beside its arguments."""
+    shape = shape_of(plan)
     tiles = cut(shape.height, shape.width)
     _, end = _carries(shape, tiles, 0)
     _, end = _tile(tiles, end)
@@ -233,8 +123,9 @@ def backward_scratch(plan):
 
 @inlined
 def _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left):
-    """Steps, their derivatives, drives and u of a tile."""
+    """Steps, their derivatives, drives and u of a tile. Returns how large steps are at most."""
     image, channel, count = where
+    most = full(0.0)
     bias = load(parameters.bias, channel)
     for i in range(smaller(tiles.height, shape.height - top)):
         for j in range(smaller(tiles.width, shape.width - left)):
@@ -248,39 +139,50 @@ def _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left):
             if shape.softplus:
                 step, slope = softplus(step)
                 store(tile.slope, at, slope)
+            most = larger(absolute(step), most)
             store(tile.step, at, step)
             store(tile.drive, at, step * u_ij)
             store(tile.u, at, u_ij)
+    return most
 
 
 @inlined
-def _keep_carries(shape, tiles, carries, tile, rates, B, image, top, left):
-    """Run the recurrences through a tile whose steps are loaded, and keep what they carry out of it."""
+def _from_the_left(shape, tiles, carries, row, left, n):
+    """g on the left of a tile's row."""
+    if left == 0:
+        return zeros()
+    return load_block(carries.row, (((left // tiles.width - 1) * shape.height + row) * shape.states + n) * BLOCK)
+
+
+@inlined
+def _keep_carries(shape, tiles, carries, tile, A, B, image, top, left, n, small):
+    """Run the recurrences through a tile whose steps are loaded, and keep what they carry out of it; the rates are an
+    address and an index."""
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
     down, across = top // tiles.height, left // tiles.width
     below, right = down + 1 < tiles.down, across + 1 < tiles.across
-    for n in range(shape.states):
-        A = load_block(rates, n * BLOCK)
-        for i in range(height):
-            g = zeros()
-            if across > 0:
-                g = load_block(carries.row, (((across - 1) * shape.height + top + i) * shape.states + n) * BLOCK)
-            at_B = index(B, image, top + i, left) + n * STATES
-            at_above = (((down - 1) * shape.states + n) * shape.width + left) * BLOCK
-            at_here = at_above + shape.width * shape.states * BLOCK
-            if i > 0:
-                at_above = at_here
-            for j in range(width):
-                at = (i * tiles.width + j) * LANES
-                a = exp2(load(tile.step, at) * A)
-                g = fma(a, g, load(tile.drive, at) * spread_states(B.address, at_B + j * B.column))
+    for i in range(height):
+        store(tile.g, 0, _from_the_left(shape, tiles, carries, top + i, left, n))
+        of_B = states_of(B, image, top + i, left, n)
+        at_above = (((down - 1) * shape.states + n) * shape.width + left) * BLOCK
+        at_here = at_above + shape.width * shape.states * BLOCK
+        if i > 0:
+            at_above = at_here
+        for j in range(width):
+            at = (i * tiles.width + j) * LANES
+            for k in range(STATES):
+                at_h, B_ij = j * BLOCK + k * LANES, state_at(of_B, j, k)
+                a = exp2(load(tile.step, at) * load(A[0], A[1] + k * LANES), small)
+                g = fma(a, load(tile.g, k * LANES), load(tile.drive, at) * spread(B_ij[0], B_ij[1]))
+                store(tile.g, k * LANES, g)
                 if below:
                     h = g
                     if top + i > 0:
-                        h = fma(a, load_block(carries.column, at_above + j * BLOCK), g)
-                    store(carries.column, at_here + j * BLOCK, h)
-            if right:
-                store(carries.row, ((across * shape.height + top + i) * shape.states + n) * BLOCK, g)
+                        h = fma(a, load(carries.column, at_above + at_h), g)
+                    store(carries.column, at_here + at_h, h)
+        if right:
+            at_right = ((across * shape.height + top + i) * shape.states + n) * BLOCK
+            store(carries.row, at_right, load_block(tile.g, 0))
 
 
 @inlined
@@ -304,38 +206,41 @@ def _load_gradient(shape, parameters, z, grad_out, tile, tiles, where, top, left
 
 
 @inlined
-def _recompute(shape, tiles, carries, tile, A, B, C, gated, image, top, left, n):
-    """a, g and h of a tile, for one block of states."""
+def _recompute(shape, tiles, carries, tile, A, B, C, gated, image, top, left, n, small):
+    """a, g and h of a tile, for one block of states; the rates are an address and an index."""
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
-    down, across = top // tiles.height, left // tiles.width
+    down = top // tiles.height
     for j in range(width):
         h = zeros()
         if down > 0:
             h = load_block(carries.column, (((down - 1) * shape.states + n) * shape.width + left + j) * BLOCK)
         store(tile.h, j * BLOCK, h)
     for i in range(height):
-        g = zeros()
-        if across > 0:
-            g = load_block(carries.row, (((across - 1) * shape.height + top + i) * shape.states + n) * BLOCK)
         at_g = i * (tiles.width + 1) * BLOCK
-        store(tile.g, at_g, g)
-        at_B, at_C = index(B, image, top + i, left) + n * STATES, index(C, image, top + i, left) + n * STATES
+        store(tile.g, at_g, _from_the_left(shape, tiles, carries, top + i, left, n))
+        of_B, of_C = states_of(B, image, top + i, left, n), states_of(C, image, top + i, left, n)
         for j in range(width):
             at = i * tiles.width + j
-            a = exp2(load(tile.step, at * LANES) * A)
-            g = fma(a, g, load(tile.drive, at * LANES) * spread_states(B.address, at_B + j * B.column))
-            h = fma(a, load_block(tile.h, at * BLOCK), g)
-            store(tile.a, at * BLOCK, a)
-            store(tile.g, at_g + (j + 1) * BLOCK, g)
-            store(tile.h, (at + tiles.width) * BLOCK, h)
+            y = load(tile.y, at * LANES)
+            for k in range(STATES):
+                at_a, back = at * BLOCK + k * LANES, at_g + j * BLOCK + k * LANES
+                B_ij, C_ij = state_at(of_B, j, k), state_at(of_C, j, k)
+                a = exp2(load(tile.step, at * LANES) * load(A[0], A[1] + k * LANES), small)
+                g = fma(a, load(tile.g, back), load(tile.drive, at * LANES) * spread(B_ij[0], B_ij[1]))
+                h = fma(a, load(tile.h, at_a), g)
+                store(tile.a, at_a, a)
+                store(tile.g, back + BLOCK, g)
+                store(tile.h, at_a + tiles.width * BLOCK, h)
+                if gated:
+                    y = fma(spread(C_ij[0], C_ij[1]), h, y)
             if gated:
-                C_ij = spread_states(C.address, at_C + j * C.column)
-                store(tile.y, at * LANES, dot_states(C_ij, h, load(tile.y, at * LANES)))
+                store(tile.y, at * LANES, y)
 
 
 @inlined
 def _reverse(shape, tiles, carries, tile, A, B, C, sums_B, sums_C, image, top, left, n):
     """P and Q through a tile, from its last cell to its first, for one block of states; returns its share of ∂A."""
+    rates = load_block(A[0], A[1])
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
     last_row, last_column = top + height == shape.height, left + width == shape.width
     grad_A = zeros()
@@ -358,7 +263,7 @@ def _reverse(shape, tiles, carries, tile, A, B, C, sums_B, sums_C, image, top, l
                 store(carries.up, at_up + j * BLOCK, a * P)
             aQ = a * Q
             grad_A = fma(from_a, load(tile.step, at * LANES), grad_A)
-            store(tile.from_decay, at * LANES, dot_states(from_a, A, load(tile.from_decay, at * LANES)))
+            store(tile.from_decay, at * LANES, dot_states(from_a, rates, load(tile.from_decay, at * LANES)))
             B_ij = spread_states(B.address, at_B + j * B.column)
             store(tile.from_drive, at * LANES, dot_states(Q, B_ij, load(tile.from_drive, at * LANES)))
             h = load_block(tile.h, (at + tiles.width) * BLOCK)
@@ -402,16 +307,16 @@ def _store_gradients(shape, parameters, z, grad_out, grad_u, grad_delta, grad_z,
 
 
 @kernel(types.void(types.int64[::1], types.int64, types.int64, types.int64, types.int64, types.int64, types.int64))
-def backward(plan, first, last, scratch, sums_B, sums_C, sums):
+def run(plan, first, last, scratch, sums_B, sums_C, sums):
     """Units ``first`` to ``last``; the others are addresses.
 
     Adds to ``sums_B`` and ``sums_C`` ``[image, row, column, states · STATES]``, and writes the shares that a unit has
     of the gradients of A, D and the bias to ``sums`` ``[unit, states · STATES + 2, lanes]``.
     """
     align_stack()
-    shape, parameters = _shape(plan), _parameters(plan)
-    u, delta, B, C, z = _grid(plan, 0), _grid(plan, 1), _grid(plan, 2), _grid(plan, 3), _grid(plan, 4)
-    grad_out, grad_u, grad_delta, grad_z = _grid(plan, 5), _grid(plan, 6), _grid(plan, 7), _grid(plan, 8)
+    shape, parameters = shape_of(plan), parameters_of(plan)
+    u, delta, B, C, z = grid(plan, 0), grid(plan, 1), grid(plan, 2), grid(plan, 3), grid(plan, 4)
+    grad_out, grad_u, grad_delta, grad_z = grid(plan, 5), grid(plan, 6), grid(plan, 7), grid(plan, 8)
     channel_blocks = (shape.dim + LANES - 1) // LANES
     tiles = cut(shape.height, shape.width)
     carries, end = _carries(shape, tiles, scratch)
@@ -422,25 +327,30 @@ def backward(plan, first, last, scratch, sums_B, sums_C, sums):
         image, channels = unit // channel_blocks, unit % channel_blocks
         channel = channels * LANES
         where = (image, channel, shape.dim - channel)
-        rates = parameters.A + 4 * channels * shape.states * BLOCK
+        rates = channels * shape.states * BLOCK
+        largest = largest_rate(parameters.A + 4 * rates, shape.states)
         unit_sums = sums + 4 * unit * (shape.states * BLOCK + 2 * LANES)
         for n in range(shape.states):
             store(unit_sums, n * BLOCK, zeros())
         for top in range(0, shape.height, tiles.height):
             for left in range(0, shape.width, tiles.width):
                 if top + tiles.height < shape.height or left + tiles.width < shape.width:
-                    _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left)
-                    _keep_carries(shape, tiles, carries, tile, rates, B, image, top, left)
+                    most = _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left)
+                    small = are_small(most, largest)
+                    for n in range(shape.states):
+                        A = parameters.A, rates + n * BLOCK
+                        _keep_carries(shape, tiles, carries, tile, A, B, image, top, left, n, small)
         grad_D, grad_bias = full(0.0), full(0.0)
         for top in range((tiles.down - 1) * tiles.height, -1, -tiles.height):
             for n in range(shape.states):
                 store(row_sums, n * BLOCK, zeros())
             for left in range((tiles.across - 1) * tiles.width, -1, -tiles.width):
-                _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left)
+                most = _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left)
+                small = are_small(most, largest)
                 _load_gradient(shape, parameters, z, grad_out, tile, tiles, where, top, left)
                 for n in range(shape.states):
-                    A = load_block(rates, n * BLOCK)
-                    _recompute(shape, tiles, carries, tile, A, B, C, z.address != 0, image, top, left, n)
+                    A = parameters.A, rates + n * BLOCK
+                    _recompute(shape, tiles, carries, tile, A, B, C, z.address != 0, image, top, left, n, small)
                     share = _reverse(shape, tiles, carries, tile, A, B, C, sums_B, sums_C, image, top, left, n)
                     store(row_sums, n * BLOCK, load_block(row_sums, n * BLOCK) + share)
                 shares = _store_gradients(
