@@ -7,24 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from wsi2d.kernels.native.functions import SMALL, absolute, all_below, exp, larger, positive, where_negative
 from wsi2d.kernels.native.jit import inlined
-from wsi2d.kernels.native.simd import (
-    LANES,
-    SMALL,
-    STATES,
-    absolute,
-    all_below,
-    exp,
-    fma,
-    full,
-    larger,
-    load,
-    load_some,
-    positive,
-    store,
-    store_some,
-    where_negative,
-)
+from wsi2d.kernels.native.simd import LANES, STATES, fma, full, load, load_some, store, store_some
 
 BLOCK = LANES * STATES
 STRIP = 32  # columns of a strip: its row buffer lies in the first cache

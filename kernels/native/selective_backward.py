@@ -28,19 +28,15 @@ from wsi2d.kernels.native.cells import (
     states_of,
     store_channels,
 )
+from wsi2d.kernels.native.functions import absolute, exp2, larger
 from wsi2d.kernels.native.jit import inlined, kernel
 from wsi2d.kernels.native.selective_plan import grid, parameters_of, shape_of
 from wsi2d.kernels.native.simd import (
     LANES,
     STATES,
-    absolute,
-    add_lane_sums_of_two,
     align_stack,
-    dot_states,
-    exp2,
     fma,
     full,
-    larger,
     load,
     load_block,
     prefetch,
@@ -49,6 +45,7 @@ from wsi2d.kernels.native.simd import (
     store,
     zeros,
 )
+from wsi2d.kernels.native.sums import add_lane_sums_of_two, dot_states
 
 SUMS_OF_STATES = 1  # numbers of a channel and a state that are summed over cells: of A
 

@@ -27,23 +27,10 @@ from wsi2d.kernels.native.cells import (
     states_of,
     store_channels,
 )
+from wsi2d.kernels.native.functions import absolute, exp2, larger
 from wsi2d.kernels.native.jit import inlined, kernel
 from wsi2d.kernels.native.selective_plan import grid, parameters_of, shape_of
-from wsi2d.kernels.native.simd import (
-    LANES,
-    STATES,
-    absolute,
-    align_stack,
-    exp2,
-    fma,
-    full,
-    larger,
-    load,
-    prefetch,
-    spread,
-    store,
-    zeros,
-)
+from wsi2d.kernels.native.simd import LANES, STATES, align_stack, fma, full, load, prefetch, spread, store, zeros
 
 
 class Line(NamedTuple):

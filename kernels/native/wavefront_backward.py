@@ -25,18 +25,14 @@ from wsi2d.kernels.native.cells import (
     states_of,
     store_channels,
 )
+from wsi2d.kernels.native.functions import absolute, larger
 from wsi2d.kernels.native.jit import inlined, kernel
 from wsi2d.kernels.native.simd import (
     LANES,
     STATES,
-    absolute,
-    add_lane_sums,
-    add_lane_sums_of_two,
     align_stack,
-    dot_states,
     fma,
     full,
-    larger,
     load,
     load_block,
     prefetch,
@@ -44,6 +40,7 @@ from wsi2d.kernels.native.simd import (
     store,
     zeros,
 )
+from wsi2d.kernels.native.sums import add_lane_sums, add_lane_sums_of_two, dot_states
 from wsi2d.kernels.native.wavefront_plan import advance, grid, parameters_of, shape_of, weight
 
 SUMS_OF_STATES = 2  # numbers of a channel and a state that are summed over cells: of both A

@@ -26,15 +26,14 @@ from wsi2d.kernels.native.cells import (
     states_of,
     store_channels,
 )
+from wsi2d.kernels.native.functions import absolute, larger
 from wsi2d.kernels.native.jit import inlined, kernel
 from wsi2d.kernels.native.simd import (
     LANES,
     STATES,
-    absolute,
     align_stack,
     fma,
     full,
-    larger,
     load,
     load_block,
     prefetch,

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from wsi2d.kernels.native.cells import grid_at
+from wsi2d.kernels.native.functions import exp2
 from wsi2d.kernels.native.jit import inlined
-from wsi2d.kernels.native.simd import exp2, fma, full, load, spread
+from wsi2d.kernels.native.simd import fma, full, load, spread
 
 
 class Shape(NamedTuple):

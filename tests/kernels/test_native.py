@@ -20,7 +20,7 @@ numba = pytest.importorskip("numba")
 
 from wsi2d.kernels import scan2d  # noqa: E402 - numba may be missing
 from wsi2d.kernels.check import make_inputs  # noqa: E402
-from wsi2d.kernels.native import simd  # noqa: E402
+from wsi2d.kernels.native import functions, simd  # noqa: E402
 from wsi2d.kernels.native.cells import sigmoid, softplus  # noqa: E402
 from wsi2d.kernels.native.host import _Threads  # noqa: E402
 from wsi2d.kernels.native.jit import cache_folder  # noqa: E402
@@ -57,18 +57,18 @@ def _slope(x: Any) -> Any:
 
 @numba.njit
 def _exp2(x: Any) -> Any:
-    return simd.exp2(x, False)
+    return functions.exp2(x, False)
 
 
 @numba.njit
 def _exp2_of_small(x: Any) -> Any:
-    return simd.exp2(x, True)
+    return functions.exp2(x, True)
 
 
 FUNCTIONS = {
     "exp2": (_exp2, np.exp2, 2e-7, (-100, 100)),
     "exp2 of small ones": (_exp2_of_small, np.exp2, 2e-7, (-125, 125)),
-    "exp": (simd.exp, np.exp, 3e-7, (-80, 80)),
+    "exp": (functions.exp, np.exp, 3e-7, (-80, 80)),
     "softplus": (_softplus, lambda x: np.logaddexp(0, x), 4e-7, (-80, 80)),
     "slope of softplus": (_slope, lambda x: np.exp(-np.logaddexp(0, -x)), 4e-7, (-80, 80)),
     "sigmoid": (sigmoid, lambda x: np.exp(-np.logaddexp(0, -x)), 4e-7, (-80, 80)),
