@@ -9,11 +9,13 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +29,10 @@ from wsi2d.kernels.native import wavefront_forward as forward_of_wavefront
 from wsi2d.kernels.native.results import Results, aligned
 from wsi2d.kernels.native.simd import LANES, STATES
 
+T = TypeVar("T")
+
 _KEPT_SCRATCH = 4 * 2**20  # floats that a thread keeps between calls
+_PIECES = 4  # that a forward's work is cut into for each thread
 _SMALL = 2**15  # cells × channels × states that one thread scans sooner than a second one wakes up
 
 
@@ -173,18 +178,30 @@ def _state_groups(grid: Tensor, state: int) -> list[slice]:
     return [slice(first, last) for first, last in itertools.pairwise(borders)]
 
 
+def _taken(waiting: deque[T]) -> Iterator[T]:
+    """What waits, until other threads and this one have taken all: a slow processor is not waited for long."""
+    while waiting:
+        try:
+            yield waiting.popleft()
+        except IndexError:  # another thread was faster
+            return
+
+
 def _forward(kernel: ModuleType, works: Sequence[_Work], threads: int) -> None:
     """Run a forward kernel for one or more groups of states."""
 
-    def scan(work: _Work, floats: int, first: int, last: int) -> None:
+    def scan(work: _Work, floats: int, waiting: deque[range]) -> None:
         scratch = _scratch_of_thread(floats)
-        kernel.run(work.plan, first, last, scratch.ctypes.data)
+        for units in _taken(waiting):
+            kernel.run(work.plan, units.start, units.stop, scratch.ctypes.data)
 
     jobs = []
     for work in works:
-        floats, units = kernel.scratch(work.plan), work.size[0] * work.blocks
-        shares = max(1, min(units, threads // len(works)))
-        jobs += [partial(scan, work, floats, units * k // shares, units * (k + 1) // shares) for k in range(shares)]
+        floats, units = kernel.scratch(work.plan), range(work.size[0] * work.blocks)
+        shares = max(1, min(len(units), threads // len(works)))
+        pieces = min(len(units), _PIECES * shares) if shares > 1 else 1
+        waiting = deque(units[len(units) * k // pieces : len(units) * (k + 1) // pieces] for k in range(pieces))
+        jobs += [partial(scan, work, floats, waiting)] * shares
     _threads.run(jobs)
 
 
@@ -201,10 +218,12 @@ def _backward(
         For each group those of cells, each ``[images, height, width, states]``, and those of channels ``[dim, …]``.
     """
 
-    def scan(work: _Work, floats: int, parts: int, jobs: range, cells: list[list[Tensor]], channels: Tensor) -> None:
+    def scan(
+        work: _Work, floats: int, parts: int, waiting: deque[int], cells: list[list[Tensor]], channels: Tensor
+    ) -> None:
         scratch = _scratch_of_thread(floats)
-        for job in jobs:
-            image, part = divmod(job, parts)
+        for number in _taken(waiting):
+            image, part = divmod(number, parts)
             first, last = (image * work.blocks + work.blocks * k // parts for k in (part, part + 1))
             addresses = [sums[part].data_ptr() for sums in cells]
             kernel.run(work.plan, first, last, scratch.ctypes.data, *addresses, channels.data_ptr())
@@ -219,8 +238,7 @@ def _backward(
         cells = [[_zeros(images, height, width, work.states) for _ in range(parts)] for _ in range(per_cell)]
         channels = _empty(images, blocks, kernel.SUMS_OF_STATES * work.states + per_channel, LANES)
         sums.append((cells, channels))
-        whole = range(images * parts)
-        jobs += [partial(scan, work, floats, parts, whole[k::shares], cells, channels) for k in range(shares)]
+        jobs += [partial(scan, work, floats, parts, deque(range(images * parts)), cells, channels)] * shares
     _threads.run(jobs)
     results = []
     for work, (cells, channels) in zip(works, sums, strict=True):
