@@ -143,14 +143,24 @@ def _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left):
 
 
 @inlined
-def _load_gradient(shape, grad_out, tile, tiles, where, top, left):
-    """∂L/∂y of a tile, and the backward's sums before any state."""
+def _load_gradient(shape, grad_out, read, sums, tile, tiles, where, top, left):
+    """∂L/∂y of a tile, and the backward's sums before any state; what will be read of states (both B and C) and summed
+    for them is asked for."""
     image, channel, count = where
+    B_t, B_l, C = read
     for i in range(smaller(tiles.height, shape.height - top)):
         for j in range(smaller(tiles.width, shape.width - left)):
             at = (i * tiles.width + j) * LANES
             at_q = index(grad_out, image, top + i, left + j) + channel
             prefetch(grad_out.address, at_q + grad_out.row)
+            at_sums = ((image * shape.height + top + i) * shape.width + left + j) * shape.states * STATES
+            for n in range(0, shape.states * STATES, LANES):
+                prefetch(B_t.address, index(B_t, image, top + i, left + j) + n)
+                prefetch(B_l.address, index(B_l, image, top + i, left + j) + n)
+                prefetch(C.address, index(C, image, top + i, left + j) + n)
+                prefetch(sums[0], at_sums + n)
+                prefetch(sums[1], at_sums + n)
+                prefetch(sums[2], at_sums + n)
             store(tile.q, at, load_channels(grad_out, at_q, count))
             store(tile.from_drive_t, at, full(0.0))
             store(tile.from_drive_l, at, full(0.0))
@@ -322,6 +332,7 @@ def run(plan, first, last, scratch, sums_B_t, sums_B_l, sums_C, sums):
     tile, end = _tile(tiles, end)
     row_sums = end  # ∂A of a row of tiles: sums of sums keep their small terms
     of_states = shape.states * BLOCK
+    sums_of_states = (sums_B_t, sums_B_l, sums_C)
 
     for unit in range(first, last):
         image, channels = unit // channel_blocks, unit % channel_blocks
@@ -348,13 +359,12 @@ def run(plan, first, last, scratch, sums_B_t, sums_B_l, sums_C, sums):
             for left in range((tiles.across - 1) * tiles.width, -1, -tiles.width):
                 most_t, most_l = _load_steps(shape, x, delta_t, delta_l, tile, tiles, where, top, left)
                 small = are_small(most_t, largest_t) and are_small(most_l, largest_l)
-                _load_gradient(shape, grad_out, tile, tiles, where, top, left)
+                _load_gradient(shape, grad_out, (B_t, B_l, C), sums_of_states, tile, tiles, where, top, left)
                 for n in range(shape.states):
                     A_t, A_l = (parameters.A_t, rates + n * BLOCK), (parameters.A_l, rates + n * BLOCK)
                     _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n, small)
-                    addresses = (sums_B_t, sums_B_l, sums_C)
                     shares = _reverse(
-                        shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, addresses, image, top, left, n
+                        shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, sums_of_states, image, top, left, n
                     )
                     store(row_sums, n * BLOCK, load_block(row_sums, n * BLOCK) + shares[0])
                     at_l = of_states + n * BLOCK
