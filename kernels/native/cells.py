@@ -1,4 +1,4 @@
-"""What the CPU kernels share: how a tensor lies in memory, how a grid is cut, the functions of a step and a gate.
+"""What the CPU kernels share: how a tensor lies in memory, the functions of a step and a gate.
 
 This module needs numba.
 """
@@ -14,7 +14,6 @@ from wsi2d.kernels.native.simd import LANES, STATES, fma, full, load, load_some,
 BLOCK = LANES * STATES
 STRIP = 32  # columns of a strip: its row buffer lies in the first cache
 LONG_STRIP = 256  # the same for a grid of one row, which has no row above it to buffer
-TILE = 256  # cells of a tile: what is recomputed of it lies in the second cache
 LN_2 = 0.6931471805599453
 
 
@@ -106,6 +105,12 @@ def smaller(a, b):
 
 
 @inlined
+def strip_of(height):
+    """Columns of a strip."""
+    return STRIP if height > 1 else LONG_STRIP
+
+
+@inlined
 def largest_rate(rates, states):
     """The largest |A| among blocks of states, a vector; ``rates`` is an address."""
     largest = full(0.0)
@@ -118,20 +123,3 @@ def largest_rate(rates, states):
 def are_small(steps, rates):
     """Whether exponents A·Δ, less one or not, are small to exp2; both are largest sizes, vectors."""
     return all_below(steps * rates, SMALL - 1.0)
-
-
-class Tiles(NamedTuple):
-    """How a grid is cut: cells of a tile, and tiles down and across."""
-
-    height: int
-    width: int
-    down: int
-    across: int
-
-
-@inlined
-def cut(height, width):
-    """Square tiles, but for a grid of few rows."""
-    down = smaller(height, 16)
-    across = TILE // down
-    return Tiles(down, across, (height + down - 1) // down, (width + across - 1) // across)

@@ -17,7 +17,6 @@ from wsi2d.kernels.native.cells import (
     BLOCK,
     LN_2,
     are_small,
-    cut,
     index,
     largest_rate,
     load_channels,
@@ -46,22 +45,9 @@ from wsi2d.kernels.native.simd import (
     zeros,
 )
 from wsi2d.kernels.native.sums import add_lane_sums_of_two, dot_states
+from wsi2d.kernels.native.tiles import carries_at, cut, from_above, from_the_left
 
 SUMS_OF_STATES = 1  # numbers of a channel and a state that are summed over cells: of A
-
-
-class Carries(NamedTuple):
-    """Addresses of what crosses the borders of tiles.
-
-    ``row``: g left of each tile but the first of a row, ``[across - 1, height, states]``; ``column``: h above each
-    tile but the first of a column, ``[down - 1, states, width]``; ``up``: a·P of the row below, ``[states, width]``;
-    ``back``: a·Q of the column to the right, ``[tile's height, states]``.
-    """
-
-    row: int
-    column: int
-    up: int
-    back: int
 
 
 class Tile(NamedTuple):
@@ -86,15 +72,6 @@ class Tile(NamedTuple):
 
 
 @inlined
-def _carries(shape, tiles, start):
-    row = start
-    column = row + 4 * (tiles.across - 1) * shape.height * shape.states * BLOCK
-    up = column + 4 * (tiles.down - 1) * shape.width * shape.states * BLOCK
-    back = up + (4 * shape.width * shape.states * BLOCK if shape.height > 1 else 0)
-    return Carries(row, column, up, back), back + 4 * tiles.height * shape.states * BLOCK
-
-
-@inlined
 def _tile(tiles, start):
     cells = 4 * tiles.height * tiles.width * LANES
     a = start + 8 * cells
@@ -113,7 +90,7 @@ def scratch(plan):
     """Floats that :func:`run` needs beside its arguments."""
     shape = shape_of(plan)
     tiles = cut(shape.height, shape.width)
-    _, end = _carries(shape, tiles, 0)
+    _, end = carries_at(shape, tiles, 0)
     _, end = _tile(tiles, end)
     return (end + 8 * shape.states * BLOCK) // 4
 
@@ -144,14 +121,6 @@ def _load_steps(shape, parameters, u, delta, tile, tiles, where, top, left):
 
 
 @inlined
-def _from_the_left(shape, tiles, carries, row, left, n):
-    """g on the left of a tile's row."""
-    if left == 0:
-        return zeros()
-    return load_block(carries.row, (((left // tiles.width - 1) * shape.height + row) * shape.states + n) * BLOCK)
-
-
-@inlined
 def _keep_carries(shape, tiles, carries, tile, A, B, image, top, left, n, small):
     """Run the recurrences through a tile whose steps are loaded, and keep what they carry out of it; the rates are an
     address and an index."""
@@ -159,7 +128,7 @@ def _keep_carries(shape, tiles, carries, tile, A, B, image, top, left, n, small)
     down, across = top // tiles.height, left // tiles.width
     below, right = down + 1 < tiles.down, across + 1 < tiles.across
     for i in range(height):
-        store(tile.g, 0, _from_the_left(shape, tiles, carries, top + i, left, n))
+        store(tile.g, 0, from_the_left(shape, tiles, carries, top + i, left, n))
         of_B = states_of(B, image, top + i, left, n)
         at_above = (((down - 1) * shape.states + n) * shape.width + left) * BLOCK
         at_here = at_above + shape.width * shape.states * BLOCK
@@ -206,15 +175,10 @@ def _load_gradient(shape, parameters, z, grad_out, tile, tiles, where, top, left
 def _recompute(shape, tiles, carries, tile, A, B, C, gated, image, top, left, n, small):
     """a, g and h of a tile, for one block of states; the rates are an address and an index."""
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
-    down = top // tiles.height
-    for j in range(width):
-        h = zeros()
-        if down > 0:
-            h = load_block(carries.column, (((down - 1) * shape.states + n) * shape.width + left + j) * BLOCK)
-        store(tile.h, j * BLOCK, h)
+    from_above(shape, tiles, carries, tile.h, 0, top, left, n)
     for i in range(height):
         at_g = i * (tiles.width + 1) * BLOCK
-        store(tile.g, at_g, _from_the_left(shape, tiles, carries, top + i, left, n))
+        store(tile.g, at_g, from_the_left(shape, tiles, carries, top + i, left, n))
         of_B, of_C = states_of(B, image, top + i, left, n), states_of(C, image, top + i, left, n)
         for j in range(width):
             at = i * tiles.width + j
@@ -244,13 +208,14 @@ def _reverse(shape, tiles, carries, tile, A, B, C, sums_B, sums_C, image, top, l
     for i in range(height - 1, -1, -1):
         at_back = (i * shape.states + n) * BLOCK
         aQ = zeros() if last_column else load_block(carries.back, at_back)
-        at_B, at_C = index(B, image, top + i, left) + n * STATES, index(C, image, top + i, left) + n * STATES
+        of_B, of_C = states_of(B, image, top + i, left, n), states_of(C, image, top + i, left, n)
         at_sums = (((image * shape.height + top + i) * shape.width + left) * shape.states + n) * STATES
         at_up = (n * shape.width + left) * BLOCK
         for j in range(width - 1, -1, -1):
             at = i * tiles.width + j
             a, q = load_block(tile.a, at * BLOCK), load(tile.q, at * LANES)
-            P = q * spread_states(C.address, at_C + j * C.column)
+            B_ij, C_ij = state_at(of_B, j, 0), state_at(of_C, j, 0)
+            P = q * spread_states(C_ij[0], C_ij[1])
             if not (last_row and i + 1 == height):
                 P = P + load_block(carries.up, at_up + j * BLOCK)
             Q = P + aQ
@@ -261,8 +226,8 @@ def _reverse(shape, tiles, carries, tile, A, B, C, sums_B, sums_C, image, top, l
             aQ = a * Q
             grad_A = fma(from_a, load(tile.step, at * LANES), grad_A)
             store(tile.from_decay, at * LANES, dot_states(from_a, rates, load(tile.from_decay, at * LANES)))
-            B_ij = spread_states(B.address, at_B + j * B.column)
-            store(tile.from_drive, at * LANES, dot_states(Q, B_ij, load(tile.from_drive, at * LANES)))
+            B_n = spread_states(B_ij[0], B_ij[1])
+            store(tile.from_drive, at * LANES, dot_states(Q, B_n, load(tile.from_drive, at * LANES)))
             h = load_block(tile.h, (at + tiles.width) * BLOCK)
             at_cell = at_sums + j * shape.states * STATES
             add_lane_sums_of_two(sums_B, sums_C, at_cell, Q * load(tile.drive, at * LANES), h * q)
@@ -316,7 +281,7 @@ def run(plan, first, last, scratch, sums_B, sums_C, sums):
     grad_out, grad_u, grad_delta, grad_z = grid(plan, 5), grid(plan, 6), grid(plan, 7), grid(plan, 8)
     channel_blocks = (shape.dim + LANES - 1) // LANES
     tiles = cut(shape.height, shape.width)
-    carries, end = _carries(shape, tiles, scratch)
+    carries, end = carries_at(shape, tiles, scratch)
     tile, end = _tile(tiles, end)
     row_sums = end  # ∂A of a row of tiles: sums of sums keep their small terms
 

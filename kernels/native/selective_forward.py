@@ -26,6 +26,7 @@ from wsi2d.kernels.native.cells import (
     state_at,
     states_of,
     store_channels,
+    strip_of,
 )
 from wsi2d.kernels.native.functions import absolute, exp2, larger
 from wsi2d.kernels.native.jit import inlined, kernel
@@ -39,11 +40,6 @@ class Line(NamedTuple):
     step: int
     drive: int
     y: int
-
-
-@inlined
-def _strip(height):
-    return STRIP if height > 1 else LONG_STRIP
 
 
 @kernel(types.int64(types.int64[::1]))
@@ -110,7 +106,7 @@ def run(plan, first, last, scratch):
     u, delta, B, C = grid(plan, 0), grid(plan, 1), grid(plan, 2), grid(plan, 3)
     z, out = grid(plan, 4), grid(plan, 5)
     channel_blocks = (shape.dim + LANES - 1) // LANES
-    strip = _strip(shape.height)
+    strip = strip_of(shape.height)
     size = 4 * LONG_STRIP * LANES
     line = Line(scratch, scratch + size, scratch + 2 * size)
     edge = scratch + 3 * size  # g of the last cell of the strip that was scanned, [row, states]

@@ -16,7 +16,6 @@ from wsi2d.kernels.native.cells import (
     BLOCK,
     LN_2,
     are_small,
-    cut,
     index,
     largest_rate,
     load_channels,
@@ -41,23 +40,10 @@ from wsi2d.kernels.native.simd import (
     zeros,
 )
 from wsi2d.kernels.native.sums import add_lane_sums, add_lane_sums_of_two, dot_states
+from wsi2d.kernels.native.tiles import carries_at, cut, from_above, from_the_left
 from wsi2d.kernels.native.wavefront_plan import advance, grid, parameters_of, shape_of, weight
 
 SUMS_OF_STATES = 2  # numbers of a channel and a state that are summed over cells: of both A
-
-
-class Carries(NamedTuple):
-    """Addresses of what crosses the borders of tiles.
-
-    ``row``: h left of each tile but the first of a row, ``[across - 1, height, states]``; ``column``: h above each
-    tile but the first of a column, ``[down - 1, states, width]``; ``up``: w·aT·R of the row below, ``[states,
-    width]``; ``back``: w·aL·R of the column to the right, ``[tile's height, states]``.
-    """
-
-    row: int
-    column: int
-    up: int
-    back: int
 
 
 class Tile(NamedTuple):
@@ -84,15 +70,6 @@ class Tile(NamedTuple):
 
 
 @inlined
-def _carries(shape, tiles, start):
-    row = start
-    column = row + 4 * (tiles.across - 1) * shape.height * shape.states * BLOCK
-    up = column + 4 * (tiles.down - 1) * shape.width * shape.states * BLOCK
-    back = up + (4 * shape.width * shape.states * BLOCK if shape.height > 1 else 0)
-    return Carries(row, column, up, back), back + 4 * tiles.height * shape.states * BLOCK
-
-
-@inlined
 def _tile(tiles, start):
     cells = 4 * tiles.height * tiles.width * LANES
     a_t = start + 10 * cells
@@ -111,7 +88,7 @@ def scratch(plan):
     """Floats that :func:`run` needs beside its arguments."""
     shape = shape_of(plan)
     tiles = cut(shape.height, shape.width)
-    _, end = _carries(shape, tiles, 0)
+    _, end = carries_at(shape, tiles, 0)
     _, end = _tile(tiles, end)
     return (end + 16 * shape.states * BLOCK) // 4
 
@@ -169,31 +146,15 @@ def _load_gradient(shape, grad_out, read, sums, tile, tiles, where, top, left):
 
 
 @inlined
-def _from_above(shape, tiles, carries, tile, top, left, n):
-    """h of the row above a tile, for one block of states, into the tile's first row."""
-    at = (((top // tiles.height - 1) * shape.states + n) * shape.width + left) * BLOCK
-    for j in range(smaller(tiles.width, shape.width - left)):
-        store(tile.h, (j + 1) * BLOCK, load_block(carries.column, at + j * BLOCK) if top > 0 else zeros())
-
-
-@inlined
-def _from_the_left(shape, tiles, carries, row, left, n):
-    """h on the left of a tile's row."""
-    if left == 0:
-        return zeros()
-    return load_block(carries.row, (((left // tiles.width - 1) * shape.height + row) * shape.states + n) * BLOCK)
-
-
-@inlined
 def _keep_carries(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left, n, small):
     """Run the recurrence through a tile whose steps are loaded, and keep what it carries out of it; both rates are
     each an address and an index."""
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
     down, across = top // tiles.height, left // tiles.width
-    _from_above(shape, tiles, carries, tile, top, left, n)
+    from_above(shape, tiles, carries, tile.h, BLOCK, top, left, n)
     for i in range(height):
         row = top + i
-        store(tile.h, 0, _from_the_left(shape, tiles, carries, row, left, n))
+        store(tile.h, 0, from_the_left(shape, tiles, carries, row, left, n))
         of_t, of_l = states_of(B_t, image, row, left, n), states_of(B_l, image, row, left, n)
         for j in range(width):
             for k in range(STATES):
@@ -217,10 +178,10 @@ def _recompute(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, image, top, left
     """w·aT, w·aL and h of a tile, for one block of states; both rates are each an address and an index."""
     height, width = smaller(tiles.height, shape.height - top), smaller(tiles.width, shape.width - left)
     wide = tiles.width + 1
-    _from_above(shape, tiles, carries, tile, top, left, n)
+    from_above(shape, tiles, carries, tile.h, BLOCK, top, left, n)
     for i in range(height):
         row, at_h = top + i, (i + 1) * wide
-        store(tile.h, at_h * BLOCK, _from_the_left(shape, tiles, carries, row, left, n))
+        store(tile.h, at_h * BLOCK, from_the_left(shape, tiles, carries, row, left, n))
         of_t, of_l = states_of(B_t, image, row, left, n), states_of(B_l, image, row, left, n)
         for j in range(width):
             at = i * tiles.width + j
@@ -246,19 +207,20 @@ def _reverse(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, sums, image, to
     for i in range(height - 1, -1, -1):
         at_back = (i * shape.states + n) * BLOCK
         back = zeros() if last_column else load_block(carries.back, at_back)
-        at_T, at_L = index(B_t, image, top + i, left) + n * STATES, index(B_l, image, top + i, left) + n * STATES
-        at_C = index(C, image, top + i, left) + n * STATES
+        of_t, of_l = states_of(B_t, image, top + i, left, n), states_of(B_l, image, top + i, left, n)
+        of_C = states_of(C, image, top + i, left, n)
         at_sums = (((image * shape.height + top + i) * shape.width + left) * shape.states + n) * STATES
         at_up = (n * shape.width + left) * BLOCK
         for j in range(width - 1, -1, -1):
             at, at_h = i * tiles.width + j, (i + 1) * wide + j + 1
             first_row, first_column = top + i == 0, left + j == 0
             q = load(tile.q, at * LANES)
-            R = q * spread_states(C.address, at_C + j * C.column)
+            T_ij, L_ij, C_ij = state_at(of_t, j, 0), state_at(of_l, j, 0), state_at(of_C, j, 0)
+            R = q * spread_states(C_ij[0], C_ij[1])
             if not (last_row and i + 1 == height):
                 R = R + load_block(carries.up, at_up + j * BLOCK)
             R = R + back
-            back, of_C = zeros(), load_block(tile.h, at_h * BLOCK) * q
+            back, grad_C = zeros(), load_block(tile.h, at_h * BLOCK) * q
             at_cell = at_sums + j * shape.states * STATES
             if not first_row:
                 up = R * load_block(tile.a_t, at * BLOCK)
@@ -266,18 +228,18 @@ def _reverse(shape, tiles, carries, tile, A_t, A_l, B_t, B_l, C, sums, image, to
                 from_a = up * load_block(tile.h, (at_h - wide) * BLOCK)
                 grad_A_t = fma(from_a, load(tile.step_t, at * LANES), grad_A_t)
                 store(tile.from_decay_t, at * LANES, dot_states(from_a, rates_t, load(tile.from_decay_t, at * LANES)))
-                B_ij = spread_states(B_t.address, at_T + j * B_t.column)
-                store(tile.from_drive_t, at * LANES, dot_states(R, B_ij, load(tile.from_drive_t, at * LANES)))
-                add_lane_sums_of_two(sums[0], sums[2], at_cell, R * load(tile.drive_t, at * LANES), of_C)
+                B_n = spread_states(T_ij[0], T_ij[1])
+                store(tile.from_drive_t, at * LANES, dot_states(R, B_n, load(tile.from_drive_t, at * LANES)))
+                add_lane_sums_of_two(sums[0], sums[2], at_cell, R * load(tile.drive_t, at * LANES), grad_C)
             else:
-                add_lane_sums(sums[2], at_cell, of_C)
+                add_lane_sums(sums[2], at_cell, grad_C)
             if first_row or not first_column:
                 back = R * load_block(tile.a_l, at * BLOCK)
                 from_a = back * load_block(tile.h, (at_h - 1) * BLOCK)
                 grad_A_l = fma(from_a, load(tile.step_l, at * LANES), grad_A_l)
                 store(tile.from_decay_l, at * LANES, dot_states(from_a, rates_l, load(tile.from_decay_l, at * LANES)))
-                B_ij = spread_states(B_l.address, at_L + j * B_l.column)
-                store(tile.from_drive_l, at * LANES, dot_states(R, B_ij, load(tile.from_drive_l, at * LANES)))
+                B_n = spread_states(L_ij[0], L_ij[1])
+                store(tile.from_drive_l, at * LANES, dot_states(R, B_n, load(tile.from_drive_l, at * LANES)))
                 add_lane_sums(sums[1], at_cell, R * load(tile.drive_l, at * LANES))
         store(carries.back, at_back, back)
     return grad_A_t, grad_A_l
@@ -328,7 +290,7 @@ def run(plan, first, last, scratch, sums_B_t, sums_B_l, sums_C, sums):
     grad_x, grad_delta_t, grad_delta_l = grid(plan, 7), grid(plan, 8), grid(plan, 9)
     channel_blocks = (shape.dim + LANES - 1) // LANES
     tiles = cut(shape.height, shape.width)
-    carries, end = _carries(shape, tiles, scratch)
+    carries, end = carries_at(shape, tiles, scratch)
     tile, end = _tile(tiles, end)
     row_sums = end  # ∂A of a row of tiles: sums of sums keep their small terms
     of_states = shape.states * BLOCK

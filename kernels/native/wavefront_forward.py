@@ -16,7 +16,6 @@ from numba import types
 from wsi2d.kernels.native.cells import (
     BLOCK,
     LONG_STRIP,
-    STRIP,
     are_small,
     index,
     largest_rate,
@@ -25,6 +24,7 @@ from wsi2d.kernels.native.cells import (
     state_at,
     states_of,
     store_channels,
+    strip_of,
 )
 from wsi2d.kernels.native.functions import absolute, larger
 from wsi2d.kernels.native.jit import inlined, kernel
@@ -55,16 +55,11 @@ class Line(NamedTuple):
     y: int
 
 
-@inlined
-def _strip(height):
-    return STRIP if height > 1 else LONG_STRIP
-
-
 @kernel(types.int64(types.int64[::1]))
 def scratch(plan):
     """Floats that :func:`run` needs beside its arguments."""
     shape = shape_of(plan)
-    return 5 * LONG_STRIP * LANES + (shape.height + _strip(shape.height) + 1) * shape.states * BLOCK
+    return 5 * LONG_STRIP * LANES + (shape.height + strip_of(shape.height) + 1) * shape.states * BLOCK
 
 
 @inlined
@@ -121,7 +116,7 @@ def run(plan, first, last, scratch):
     x, delta_t, delta_l = grid(plan, 0), grid(plan, 1), grid(plan, 2)
     B_t, B_l, C, out = grid(plan, 3), grid(plan, 4), grid(plan, 5), grid(plan, 6)
     channel_blocks = (shape.dim + LANES - 1) // LANES
-    strip = _strip(shape.height)
+    strip = strip_of(shape.height)
     size = 4 * LONG_STRIP * LANES
     line = Line(scratch, scratch + size, scratch + 2 * size, scratch + 3 * size, scratch + 4 * size)
     edge = scratch + 5 * size  # h at the strip's right edge, [row, states]

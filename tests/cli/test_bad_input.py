@@ -29,7 +29,7 @@ AGAIN = r"delete it.*extract|--overwrite"  # a finished file is skipped by `wsi2
 REMEDY = r"; |did you mean|there are|must |should |give |missing|\bvalid|, not |line \d"
 
 
-def says(line: str, *words: str) -> None:
+def assert_says(line: str, *words: str) -> None:
     """The line holds all of these (regular expressions) and a remedy, and is short enough to be read."""
     assert [w for w in (*words, REMEDY) if not re.search(w, line)] == [], line
     assert len(line) < 700, line
@@ -117,7 +117,7 @@ def test_extract_finds_no_slides(fails: Any, tmp_path: Path, where: str) -> None
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "notes.txt").write_text("no slide")
     line = fails("extract", tmp_path / folder, "--out", tmp_path / "f")
-    says(
+    assert_says(
         line,
         re.escape(str(tmp_path / folder)),
         "does not exist" if where == "nowhere" else r"none in.*looked for.*\.svs",
@@ -173,7 +173,7 @@ def test_bad_slide_among_good_ones(cli: Any, write_slides: Any, tmp_path: Path, 
     assert [line for line in result.err.splitlines() if not line.startswith("warning: ")] == [
         f"failed: {failures(tmp_path / 'f')['bad']}"
     ]
-    says(failures(tmp_path / "f")["bad"], "re-copy|re-export|convert")
+    assert_says(failures(tmp_path / "f")["bad"], "re-copy|re-export|convert")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -192,7 +192,7 @@ def test_mutated_slides_among_good_ones(cli: Any, write_slides: Any, tmp_path: P
     assert set("az") <= {p.stem for p in (tmp_path / "f").glob("*.h5")}
     assert set(bad) | {p.stem for p in (tmp_path / "f").glob("*.h5")} == set("abcdefz")
     for error in bad.values():
-        says(error, "re-copy|re-export|convert")
+        assert_says(error, "re-copy|re-export|convert")
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -204,14 +204,14 @@ def test_broken_file_of_the_shared_folder(
     assert result.code == 1, result
     assert "1 done, 0 already finished, 1 failed" in result.out
     (error,) = failures(tmp_path / "f").values()
-    says(error, Path(name).stem, "re-copy|re-export|--slide-mpp")
+    assert_says(error, Path(name).stem, "re-copy|re-export|--slide-mpp")
 
 
 def test_real_slide_without_a_pixel_size(cli: Any, shared_dir: Path, tmp_path: Path) -> None:
     command = ["extract", shared_dir / "slides" / "kidney-48-5.tif", "--out", tmp_path / "f"]
     result = cli(*command)
     assert result.code == 1, result
-    says(failures(tmp_path / "f")["kidney-48-5"], "no pixel size", "--slide-mpp", "--cohort")
+    assert_says(failures(tmp_path / "f")["kidney-48-5"], "no pixel size", "--slide-mpp", "--cohort")
     assert cli(*command, "--slide-mpp", "0.5").code == 0
     assert [p.name for p in (tmp_path / "f").iterdir()] == ["kidney-48-5.h5"]
 
@@ -233,7 +233,7 @@ def test_extract_into(fails: Any, write_slides: Any, tmp_path: Path, below: bool
     slides = write_slides(tmp_path / "slides", "a")
     (tmp_path / "taken").write_text("in the way")
     out = tmp_path / "taken" / "f" if below else tmp_path / "taken"
-    says(fails(f"extract {PATCHES}", slides, "--out", out), re.escape(str(out)), "give another --out")
+    assert_says(fails(f"extract {PATCHES}", slides, "--out", out), re.escape(str(out)), "give another --out")
 
 
 @pytest.mark.parametrize("value", ["0", "nan", "-0.5", "inf"])
@@ -241,7 +241,7 @@ def test_impossible_pixel_size(fails: Any, write_slides: Any, tmp_path: Path, va
     """No slide could go on, so nothing begins."""
     slides = write_slides(tmp_path / "slides", "a", "b")
     line = fails(f"extract {PATCHES} --slide-mpp={value}", slides, "--out", tmp_path / "f")
-    says(line, "--slide-mpp", "must be|should be|greater than 0|> 0")
+    assert_says(line, "--slide-mpp", "must be|should be|greater than 0|> 0")
     assert not list(tmp_path.rglob("*.h5"))
 
 
@@ -345,7 +345,7 @@ BAD_FEATURES: dict[str, tuple[Damage, str]] = {
 def test_train_on_bad_features(fails: Any, study: Path, what: str) -> None:
     damage, remedy = BAD_FEATURES[what]
     damage(study.parent / "features" / "s03x.h5")
-    says(fails("train", study), "s03x", remedy)
+    assert_says(fails("train", study), "s03x", remedy)
 
 
 @pytest.mark.parametrize("what", BAD_FEATURES)
@@ -353,7 +353,7 @@ def test_predict_from_bad_features(fails: Any, finished_run: Path, tmp_path: Pat
     damage, remedy = BAD_FEATURES[what]
     shutil.copytree(finished_run.parent / "features", tmp_path / "new")
     damage(tmp_path / "new" / "s03x.h5")
-    says(fails("predict", finished_run, tmp_path / "new", "--out", tmp_path / "out.csv"), "s03x", remedy)
+    assert_says(fails("predict", finished_run, tmp_path / "new", "--out", tmp_path / "out.csv"), "s03x", remedy)
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -377,14 +377,14 @@ def test_features_made_otherwise(
     tiny.write_features(folder, "s03x", np.ones((4, 5 if what == "width" else tiny.DIM), np.float32), **change)
     out = study.with_name("out.csv")
     line = fails("train", study) if command == "train" else fails("predict", finished_run, folder, "--out", out)
-    says(line, "s03x", words, "extract (it|all slides) alike")
+    assert_says(line, "s03x", words, "extract (it|all slides) alike")
     assert not out.exists()
     assert not study.with_name("run").exists()
 
 
 def test_predict_from_nowhere(fails: Any, finished_run: Path, tmp_path: Path) -> None:
     line = fails("predict", finished_run, tmp_path / "nowhere", "--out", tmp_path / "out.csv")
-    says(line, re.escape(str(tmp_path / "nowhere")), "extract slides into it first")
+    assert_says(line, re.escape(str(tmp_path / "nowhere")), "extract slides into it first")
 
 
 def test_train_says_what_it_does_with_slides_without_tissue(cli: Any, tiny: ModuleType, study: Path) -> None:
@@ -399,7 +399,7 @@ def test_train_says_what_it_does_with_slides_without_tissue(cli: Any, tiny: Modu
 def test_train_where_a_side_has_no_tissue(fails: Any, tiny: ModuleType, study: Path) -> None:
     for name in ("s10x", "s11x"):
         tiny.write_features(study.parent / "features", name, np.zeros((0, tiny.DIM), np.float32))
-    says(fails("train", study), "fold 0", "val side", "splits|extract|folds")
+    assert_says(fails("train", study), "fold 0", "val side", "splits|extract|folds")
 
 
 # --- cohort
@@ -432,7 +432,7 @@ def test_train_on_a_bad_cohort(fails: Any, study: Path, what: str) -> None:
     cohort = study.with_name("cohort.csv")
     damage(cohort)
     classes = ["--set", "task.classes=[a, b]"] if what == "unknown label" else []
-    says(fails("train", study, *classes), re.escape(f"cohort {cohort}: "), *words)
+    assert_says(fails("train", study, *classes), re.escape(f"cohort {cohort}: "), *words)
     assert not study.with_name("run").exists()
 
 
@@ -442,12 +442,12 @@ def test_splits_of_a_bad_cohort(fails: Any, study: Path, what: str) -> None:
     cohort = study.with_name("cohort.csv")
     damage(cohort)
     line = fails("splits make --label label --folds 2", cohort, "--out", study.with_name("made"))
-    says(line, re.escape(f"cohort {cohort}: "), *words)
+    assert_says(line, re.escape(f"cohort {cohort}: "), *words)
     assert not study.with_name("made").exists()
 
 
 def test_a_class_that_no_slide_has(fails: Any, study: Path) -> None:
-    says(fails("train", study, "--set", "task.classes=[a, b, c]"), "cohort", "'c'", "task.classes|leave it out")
+    assert_says(fails("train", study, "--set", "task.classes=[a, b, c]"), "cohort", "'c'", "task.classes|leave it out")
     assert not study.with_name("run").exists()
 
 
@@ -474,7 +474,7 @@ def test_bad_cohort_for_survival(fails: Any, survival: Path, command: str, what:
     damage(cohort)
     options = ["--time", "months", "--event", "status=dead", "--folds", 2, "--out", made]
     line = fails("train", survival) if command == "train" else fails(command, cohort, *options)
-    says(line, re.escape(f"cohort {cohort}: "), *words)
+    assert_says(line, re.escape(f"cohort {cohort}: "), *words)
     assert not made.exists()
     assert not survival.with_name("run").exists()
 
@@ -483,10 +483,10 @@ def test_no_patient_column_that_is_declared(cli: Any, fails: Any, study: Path) -
     edited(",case_id,", ",other,")(study.with_name("cohort.csv"))
     made = ["splits", "make", study.with_name("cohort.csv"), "--label", "label", "--folds", 2]
     made += ["--out", study.with_name("splits of slides")]
-    says(fails(*made), "no column 'case_id'", "--case-column slide_id")
+    assert_says(fails(*made), "no column 'case_id'", "--case-column slide_id")
     assert cli(*made, "--case-column", "slide_id").code == 0
     command = ["train", study, "--set", f"data.splits={study.with_name('splits of slides')}"]
-    says(fails(*command), "no column 'case_id'", "data.case_column: slide_id")
+    assert_says(fails(*command), "no column 'case_id'", "data.case_column: slide_id")
     result = cli(*command, "--set", "data.case_column=slide_id", "--set", "training.epochs=1")
     assert result.code == 0, result
     assert metrics_of(study.with_name("run"))["cases"] == 14
@@ -495,7 +495,7 @@ def test_no_patient_column_that_is_declared(cli: Any, fails: Any, study: Path) -
 def test_a_slide_without_features(cli: Any, fails: Any, study: Path) -> None:
     (study.parent / "features" / "s05x.h5").unlink()
     line = fails("train", study)
-    says(line, re.escape(str(study.parent / "features")), "1 of 14", "'s05x'", "data.missing_features: skip")
+    assert_says(line, re.escape(str(study.parent / "features")), "1 of 14", "'s05x'", "data.missing_features: skip")
     assert not study.with_name("run").exists()
     result = cli("train", study, "--set", "data.missing_features=skip", "--set", "training.epochs=1")
     assert result.code == 0, result
@@ -536,13 +536,13 @@ def test_bad_fold(
     """The second fold is bad; it is told before the first one has been trained."""
     fold = {"train": ["p00", "p01", "p04", "p05"], "val": ["p06", "p07"], "test": TEST_1}
     tiny.write_fold(study.parent / "splits", 1, **(fold | sides))
-    says(fails("train", study), "fold 1", *words)
+    assert_says(fails("train", study), "fold 1", *words)
     assert not list(study.parent.rglob("model.safetensors")), "nothing is trained before all folds are checked"
 
 
 def test_no_event_on_the_train_side(fails: Any, tiny: ModuleType, survival: Path) -> None:
     tiny.write_fold(survival.parent / "splits", 1, train=["p04"], val=["p06", "p07"], test=TEST_1)
-    says(fails("train", survival), "fold 1", "no event", "train", "fewer folds or other splits")
+    assert_says(fails("train", survival), "fold 1", "no event", "train", "fewer folds or other splits")
     assert not list(survival.parent.rglob("model.safetensors")), "nothing is trained before all folds are checked"
 
 
@@ -562,7 +562,7 @@ BAD_SPLITS: dict[str, tuple[Damage, tuple[str, ...]]] = {
 def test_bad_splits(fails: Any, study: Path, what: str) -> None:
     damage, words = BAD_SPLITS[what]
     damage(study.parent / "splits")
-    says(fails("train", study), *words)
+    assert_says(fails("train", study), *words)
     assert not study.with_name("run").exists()
 
 
@@ -630,7 +630,7 @@ def test_bad_configuration(
     fails: Any, tiny: ModuleType, study: Path, change: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     tiny.write_config(study, yaml.safe_load(study.read_text()), **change)
-    says(fails("train", study), *words)
+    assert_says(fails("train", study), *words)
     assert not study.with_name("run").exists()
 
 
@@ -648,7 +648,7 @@ def test_bad_configuration(
 )  # fmt: skip
 def test_bad_task(fails: Any, study: Path, task: dict[str, Any], words: tuple[str, ...]) -> None:
     study.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | {"task": task}))
-    says(fails("train", study), re.escape(f"config {study}: "), *words)
+    assert_says(fails("train", study), re.escape(f"config {study}: "), *words)
 
 
 @pytest.mark.parametrize("section", ["out", "data", "task"])
@@ -656,7 +656,7 @@ def test_missing_section(fails: Any, study: Path, section: str) -> None:
     values = yaml.safe_load(study.read_text())
     del values[section]
     study.write_text(yaml.safe_dump(values))
-    says(fails("train", study), re.escape(f"config {study}: {section}: missing"))
+    assert_says(fails("train", study), re.escape(f"config {study}: {section}: missing"))
 
 
 BAD_YAML: dict[str, tuple[Damage, str]] = {
@@ -677,7 +677,7 @@ BAD_YAML: dict[str, tuple[Damage, str]] = {
 def test_file_that_is_no_configuration(fails: Any, study: Path, what: str) -> None:
     damage, words = BAD_YAML[what]
     damage(study)
-    says(fails("train", study), re.escape(f"config {study}: "), words)
+    assert_says(fails("train", study), re.escape(f"config {study}: "), words)
 
 
 @pytest.mark.parametrize(
@@ -695,7 +695,7 @@ def test_file_that_is_no_configuration(fails: Any, study: Path, what: str) -> No
     ],
 )
 def test_bad_override(fails: Any, study: Path, override: str, words: tuple[str, ...]) -> None:
-    says(fails("train", study, "--set", override), *words)
+    assert_says(fails("train", study, "--set", override), *words)
 
 
 @pytest.mark.parametrize(
@@ -743,7 +743,7 @@ NO_RUNS: dict[str, Damage] = {
 def test_folder_that_is_no_run(fails: Any, finished_run: Path, tmp_path: Path, what: str, command: str) -> None:
     NO_RUNS[what](tmp_path / "run")
     line = fails(*COMMANDS[command](tmp_path / "run", finished_run.parent))
-    says(line, re.escape(f"run {tmp_path / 'run'}: "), "give the folder that `wsi2d train` wrote")
+    assert_says(line, re.escape(f"run {tmp_path / 'run'}: "), "give the folder that `wsi2d train` wrote")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -757,7 +757,7 @@ def test_unfinished_run(
         shutil.rmtree(run / f"fold-{fold}")
     more = ["--slides", slide_folder] if command == "heatmap" else []
     line = fails(*COMMANDS[command](run, finished_run.parent), *more)
-    says(line, re.escape(f"run {run}: "), "train.* to the end")
+    assert_says(line, re.escape(f"run {run}: "), "train.* to the end")
 
 
 def save_weights(path: Path, *, keep_card: bool) -> None:
@@ -789,7 +789,7 @@ def test_damaged_model(fails: Any, finished_run: Path, run: Path, slide_folder: 
         BAD_MODELS[what](run / f"fold-{fold}" / "model.safetensors")
     more = ["--slides", slide_folder] if command == "heatmap" else []
     line = fails(*COMMANDS[command](run, finished_run.parent), *more)
-    says(line, re.escape(str(run)), r"fold-\d/model\.safetensors", "train")
+    assert_says(line, re.escape(str(run)), r"fold-\d/model\.safetensors", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -800,7 +800,7 @@ def test_damaged_configuration_of_a_run(fails: Any, finished_run: Path, run: Pat
         "other words": edited("epochs", "epoch"),
     }  # fmt: skip
     damages[what](run / "config.yaml")
-    says(fails(*COMMANDS[command](run, finished_run.parent)), re.escape(f"config {run / 'config.yaml'}: "))
+    assert_says(fails(*COMMANDS[command](run, finished_run.parent)), re.escape(f"config {run / 'config.yaml'}: "))
 
 
 BAD_PREDICTIONS: dict[str, Damage] = {
@@ -827,7 +827,7 @@ def test_damaged_predictions(
     BAD_PREDICTIONS[what](run / "predictions.csv")
     more = ["--slides", slide_folder] if command == "heatmap" else []
     line = fails(*COMMANDS[command](run, finished_run.parent), *more)
-    says(line, re.escape(f"predictions {run / 'predictions.csv'}: "))
+    assert_says(line, re.escape(f"predictions {run / 'predictions.csv'}: "))
 
 
 @pytest.mark.parametrize("what", ["notes.json", "metrics.json"])
@@ -840,7 +840,7 @@ def test_damaged_notes(cli: Any, run: Path, what: str) -> None:
         assert json.loads(result.out)["slides"] == 14
     else:
         assert result.code == 2, result
-        says(result.err, f"error: .*{re.escape(str(run / what))}")
+        assert_says(result.err, f"error: .*{re.escape(str(run / what))}")
 
 
 # --- a run that was moved
@@ -868,10 +868,10 @@ def test_heatmap_of_a_moved_run(
 ) -> None:
     slide, out = ("s00x" if given == "id" else slide_folder / "s00x.tiff"), tmp_path / "a.png"
     if given == "id":
-        says(fails("heatmap", run, slide, "--out", out), "'s00x'", "give --slides")
+        assert_says(fails("heatmap", run, slide, "--out", out), "'s00x'", "give --slides")
     options = ["--slides", slide_folder] if given == "id" else []
     line = fails("heatmap", run, slide, *options, "--out", out)
-    says(line, re.escape(str(run.parent / "features")), "--features")
+    assert_says(line, re.escape(str(run.parent / "features")), "--features")
     assert not out.exists()
     result = cli("heatmap", run, slide, *options, "--features", finished_run.parent / "features", "--out", out)
     assert result.code == 0, result
@@ -883,7 +883,7 @@ def test_heatmap_of_a_run_whose_slides_stayed_behind(
 ) -> None:
     edited(r"slides: null", "slides: ../slides")(run / "config.yaml")
     command = ["heatmap", run, "s00x", "--features", finished_run.parent / "features", "--out", tmp_path / "a.png"]
-    says(fails(*command), re.escape(str(run.parent / "slides")), "--slides")
+    assert_says(fails(*command), re.escape(str(run.parent / "slides")), "--slides")
     assert cli(*command, "--slides", slide_folder).code == 0
 
 
@@ -919,7 +919,7 @@ def test_training_of_a_moved_run_goes_on(
 
 def test_training_of_a_moved_run_without_its_data(fails: Any, run: Path) -> None:
     line = fails("train", run / "config.yaml")
-    says(line, re.escape(f"cohort {run.parent / 'cohort.csv'}"), "no such file", r"--set|data\.cohort|give")
+    assert_says(line, re.escape(f"cohort {run.parent / 'cohort.csv'}"), "no such file", r"--set|data\.cohort|give")
 
 
 # --- heatmap
@@ -927,7 +927,7 @@ def test_training_of_a_moved_run_without_its_data(fails: Any, run: Path) -> None
 
 def test_heatmap_of_an_unknown_slide(fails: Any, finished_run: Path, slide_folder: Path, tmp_path: Path) -> None:
     line = fails("heatmap", finished_run, "s00", "--slides", slide_folder, "--out", tmp_path / "a.png")
-    says(line, "'s00'", re.escape(str(slide_folder)), "did you mean 's00x'|give ")
+    assert_says(line, "'s00'", re.escape(str(slide_folder)), "did you mean 's00x'|give ")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "a.png.bak"])
@@ -935,7 +935,7 @@ def test_heatmap_of_another_suffix(
     fails: Any, finished_run: Path, slide_folder: Path, tmp_path: Path, name: str
 ) -> None:
     line = fails("heatmap", finished_run, "s00x", "--slides", slide_folder, "--out", tmp_path / name)
-    says(line, re.escape(str(tmp_path / name)), r"must end in \.png, \.pdf or \.svg")
+    assert_says(line, re.escape(str(tmp_path / name)), r"must end in \.png, \.pdf or \.svg")
 
 
 def test_heatmap_into_a_folder_that_cannot_be(
@@ -943,7 +943,7 @@ def test_heatmap_into_a_folder_that_cannot_be(
 ) -> None:
     (tmp_path / "taken").write_text("in the way")
     line = fails("heatmap", finished_run, "s00x", "--slides", slide_folder, "--out", tmp_path / "taken" / "a.png")
-    says(line, re.escape(str(tmp_path / "taken")), "--out")
+    assert_says(line, re.escape(str(tmp_path / "taken")), "--out")
 
 
 def test_heatmap_of_a_slide_without_features(
@@ -952,7 +952,7 @@ def test_heatmap_of_a_slide_without_features(
     """Its encoder is not known here, so that it cannot be extracted on the way."""
     (slide_folder / "s00x.tiff").rename(slide_folder / "new.tiff")
     line = fails("heatmap", finished_run, "new", "--slides", slide_folder, "--out", tmp_path / "a.png")
-    says(line, "'new'", "encoder 'tiny'", "--features")
+    assert_says(line, "'new'", "encoder 'tiny'", "--features")
 
 
 @pytest.mark.parametrize("what", ["cut in half", "too few rows", "all enormous", "grid enormous", "NaN"])
@@ -961,4 +961,4 @@ def test_heatmap_of_bad_features(fails: Any, finished_run: Path, slide_folder: P
     shutil.copytree(finished_run.parent / "features", tmp_path / "f")
     damage(tmp_path / "f" / "s00x.h5")
     options = ["--slides", slide_folder, "--features", tmp_path / "f", "--out", tmp_path / "a.png"]
-    says(fails("heatmap", finished_run, "s00x", *options), "s00x", remedy)
+    assert_says(fails("heatmap", finished_run, "s00x", *options), "s00x", remedy)

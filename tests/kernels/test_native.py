@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from wsi2d.kernels import scan2d  # noqa: E402 - numba may be missing
 from wsi2d.kernels.check import make_inputs  # noqa: E402
 from wsi2d.kernels.native import functions, simd  # noqa: E402
 from wsi2d.kernels.native.cells import sigmoid, softplus  # noqa: E402
-from wsi2d.kernels.native.host import _Threads  # noqa: E402
+from wsi2d.kernels.native.host import _taken, _Threads  # noqa: E402
 from wsi2d.kernels.native.jit import cache_folder  # noqa: E402
 from wsi2d.kernels.native.results import Results, aligned  # noqa: E402
 
@@ -194,6 +195,21 @@ def test_a_pool_that_grows_loses_no_job() -> None:
         for ended in [callers.submit(call, size) for size in range(1, 9)]:
             ended.result()
     assert sorted(done) == [size for size in range(1, 9) for _ in range(50 * size)]
+
+
+def test_threads_take_what_waits_once_each() -> None:
+    waiting, taken = deque(range(5000)), deque[int]()
+    _Threads().run([lambda: taken.extend(_taken(waiting))] * 4)
+    assert sorted(taken) == list(range(5000))
+
+
+def test_a_thread_ends_where_another_one_took_the_last() -> None:
+    class Emptied(deque[int]):
+        def popleft(self) -> int:
+            self.clear()
+            raise IndexError
+
+    assert list(_taken(Emptied([1]))) == []
 
 
 # --- memory of results ---------------------------------------------------------------------------------------------
